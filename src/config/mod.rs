@@ -23,6 +23,8 @@ pub struct Config {
     pub drain: Drain,
     /// Form and level of the log.
     pub log: Log,
+    /// `[session]`: what listeners and upstreams start from.
+    pub session: SessionKeys,
     /// How bytes are moved.
     pub relay_mode: RelayMode,
     /// Where names are resolved.
