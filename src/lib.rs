@@ -1,1 +1,3 @@
+//! tollgate: a Layer-4 TCP relay behind an AWS Network Load Balancer.
 
+pub mod config;

@@ -1,16 +1,32 @@
 //! The configuration as the rest of the program sees it: a [`Config`] that cannot be wrong.
 //!
-//! [`file`] mirrors the TOML file, key by key, with the place of each value; turning it into a [`Config`] is where every
-//! mistake of an operator is found and said. Nothing behind this module checks a setting again.
+//! `file` mirrors the TOML file, key by key, with the place of each value; `build` turns that into a [`Config`], value by
+//! value through `values`, and is where every mistake of an operator is found and said ([`Error`]). `flags` fills the same
+//! mirror from the command line. Nothing behind this module checks a setting again.
+
+mod build;
+pub mod defaults;
+mod error;
+mod file;
+mod flags;
+mod places;
+mod session;
+mod values;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// Everything one process runs with. Built by [`file`] or from the command line of `run`; immutable afterwards.
+pub use error::{Error, ErrorKind, Mistake};
+pub use flags::Flags;
+pub use session::{Bound, Keepalive, SessionKeys, SessionLimits};
+pub use values::duration_text;
+
+/// Everything one process runs with. Built from a file or from the command line of `run`; immutable afterwards.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Data workers, each a thread with its own share of every listener. Default: one per core.
@@ -37,6 +53,41 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Where they are forwarded to. Never empty; names are unique.
     pub upstreams: Vec<Upstream>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, and with every mistake found in it.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_str(&text, &path.display().to_string())
+    }
+
+    /// Checks a configuration given as text; `origin` is what its mistakes are shown under, usually a path.
+    ///
+    /// # Errors
+    /// With every mistake found in `text`.
+    pub fn from_str(text: &str, origin: &str) -> Result<Self, Error> {
+        file::File::parse(text)
+            .and_then(|file| build::config(&file))
+            .map_err(|mistakes| Error::Mistakes {
+                origin: origin.to_owned(),
+                text: text.to_owned(),
+                mistakes,
+            })
+    }
+
+    /// The limits of a session that arrived on `listener` and goes to `upstream`: what the upstream says, else the listener,
+    /// else `[session]`, else the default.
+    #[must_use]
+    pub fn session_limits(&self, listener: &Listener, upstream: &Upstream) -> SessionLimits {
+        SessionLimits::from_layers([&upstream.session, &listener.session, &self.session])
+    }
 }
 
 /// `[health]`: a port of its own for the NLB's health checks.
@@ -214,58 +265,4 @@ pub enum Host {
     Name(Arc<str>),
     /// Taken as it is.
     Literal(std::net::IpAddr),
-}
-
-/// `[session]` and its overrides: each key as far as it was written there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SessionKeys {
-    /// No byte in either direction for this long ends the session.
-    pub idle_timeout: Option<Bound>,
-    /// After one side's FIN was passed on: no byte for this long ends the session.
-    pub half_close_timeout: Option<Bound>,
-    /// Longest life of a session.
-    pub max_age: Option<Bound>,
-    /// TCP_KEEPIDLE on both legs; `Off` switches keepalive off.
-    pub keepalive_idle: Option<Bound>,
-    /// TCP_KEEPINTVL on both legs.
-    pub keepalive_interval: Option<Duration>,
-    /// TCP_KEEPCNT on both legs.
-    pub keepalive_probes: Option<u32>,
-    /// TCP_USER_TIMEOUT on both legs.
-    pub user_timeout: Option<Bound>,
-}
-
-/// A bound that can be switched off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// `"off"`.
-    Off,
-    /// A duration above zero.
-    After(Duration),
-}
-
-/// The limits one session runs under: `[session]` with the listener's and then the upstream's keys laid over it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionLimits {
-    /// See [`SessionKeys::idle_timeout`]. Default 1 h.
-    pub idle_timeout: Option<Duration>,
-    /// See [`SessionKeys::half_close_timeout`]. Default 60 s.
-    pub half_close_timeout: Option<Duration>,
-    /// See [`SessionKeys::max_age`]. Default off.
-    pub max_age: Option<Duration>,
-    /// `None` where keepalive is off. Default 60 s, 15 s, 4.
-    pub keepalive: Option<Keepalive>,
-    /// See [`SessionKeys::user_timeout`]. Default 5 min.
-    pub user_timeout: Option<Duration>,
-}
-
-/// TCP keepalive of one leg (tcp(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalive {
-    /// Silence before the first probe, whole seconds.
-    pub idle: Duration,
-    /// Between probes, whole seconds.
-    pub interval: Duration,
-    /// Unanswered probes before the connection counts as dead.
-    pub probes: u32,
 }

@@ -1,0 +1,51 @@
+//! What holds where nothing is configured, in one table. The reason stands beside each number.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+/// `[admin] bind`: local, because nothing asks for a password there.
+pub const ADMIN_BIND: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9900));
+
+/// `[drain] accept_for`: an NLB takes up to about two minutes after the first failed health check to send new connections
+/// elsewhere.
+pub const DRAIN_ACCEPT_FOR: Duration = Duration::from_secs(150);
+/// `[drain] deadline`: NLB's own deregistration delay by default.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(300);
+
+/// `[session] idle_timeout`: above NLB's 350 s (by default), so that NLB's silent forgetting is met by keepalive first.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// `[session] half_close_timeout`.
+pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// `[session] keepalive_idle`: well below NLB's 350 s, so that a quiet connection stays in its flow table.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// `[session] keepalive_interval`.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// `[session] keepalive_probes`: a vanished side is noticed after 60 + 4 × 15 s.
+pub const KEEPALIVE_PROBES: u32 = 4;
+/// `[session] user_timeout`.
+pub const USER_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// `[[listener]] max_header`, in bytes: far more than NLB writes (at most a few hundred).
+pub const MAX_HEADER: usize = 4096;
+/// `[[listener]] first_byte_timeout`: above NLB's idle timeout of 350 s, as it may send the header with the first payload.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(360);
+/// `[[listener]] header_timeout`.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// `[[listener]] max_pending`.
+pub const MAX_PENDING: usize = 4096;
+/// `[[listener]] max_sessions`.
+pub const MAX_SESSIONS: usize = 100_000;
+
+/// `[[upstream]] connect_timeout`: two lost SYNs (retried after 1 and 3 s) are survived.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// `[[upstream]] connect_deadline`: three addresses that do not answer.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+/// `[[upstream]] min_ttl`: a TTL of 0 must not ask without end.
+pub const MIN_TTL: Duration = Duration::from_secs(1);
+/// `[[upstream]] max_ttl`.
+pub const MAX_TTL: Duration = Duration::from_secs(300);
+
+/// `[accounts] max`.
+pub const MAX_ACCOUNTS: usize = 50_000;
+/// `[metrics] max_endpoints`: what a Prometheus scrapes without pain.
+pub const MAX_METRIC_ENDPOINTS: usize = 1000;

@@ -1,0 +1,364 @@
+//! The TOML file, key by key: what may stand where, and at which place each value stood. No value is judged here.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use toml::Spanned;
+
+use super::error::Mistake;
+use super::values::nearest;
+
+/// A key that may be left out.
+pub(super) type Key = Option<Spanned<Raw>>;
+
+/// A value as it was written. One type for every key, so that a number where a duration belongs is answered by the one who
+/// knows what belongs there, and beside all other mistakes of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Raw {
+    Text(String),
+    Integer(i64),
+    List(Vec<Spanned<Raw>>),
+    /// What no key takes, named for the message.
+    Other(&'static str),
+}
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) workers: Key,
+    pub(super) admin: AdminTable,
+    pub(super) health: HealthTable,
+    pub(super) drain: DrainTable,
+    pub(super) log: LogTable,
+    pub(super) session: SessionTable,
+    pub(super) relay: RelayTable,
+    pub(super) resolver: ResolverTable,
+    pub(super) accounts: AccountsTable,
+    pub(super) metrics: MetricsTable,
+    pub(super) listener: Vec<Spanned<ListenerTable>>,
+    pub(super) upstream: Vec<Spanned<UpstreamTable>>,
+}
+
+/// `[admin]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [admin]")]
+pub(super) struct AdminTable {
+    pub(super) bind: Key,
+}
+
+/// `[health]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [health]")]
+pub(super) struct HealthTable {
+    pub(super) bind: Key,
+    pub(super) trusted_peers: Key,
+}
+
+/// `[drain]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [drain]")]
+pub(super) struct DrainTable {
+    pub(super) accept_for: Key,
+    pub(super) deadline: Key,
+    pub(super) close: Key,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [log]")]
+pub(super) struct LogTable {
+    pub(super) format: Key,
+    pub(super) level: Key,
+}
+
+/// `[session]`, and `session = { … }` of a listener or an upstream.
+#[derive(Debug, Default, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a table: session = { idle_timeout = \"1h\" }"
+)]
+pub(super) struct SessionTable {
+    pub(super) idle_timeout: Key,
+    pub(super) half_close_timeout: Key,
+    pub(super) max_age: Key,
+    pub(super) keepalive_idle: Key,
+    pub(super) keepalive_interval: Key,
+    pub(super) keepalive_probes: Key,
+    pub(super) user_timeout: Key,
+}
+
+/// Its keys once more: they are looked for beside `session`, where people write them.
+const SESSION_KEYS: [&str; 7] = [
+    "idle_timeout",
+    "half_close_timeout",
+    "max_age",
+    "keepalive_idle",
+    "keepalive_interval",
+    "keepalive_probes",
+    "user_timeout",
+];
+
+/// `[relay]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [relay]")]
+pub(super) struct RelayTable {
+    pub(super) mode: Key,
+}
+
+/// `[resolver]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [resolver]")]
+pub(super) struct ResolverTable {
+    pub(super) servers: Key,
+    pub(super) family: Key,
+}
+
+/// `[accounts]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [accounts]")]
+pub(super) struct AccountsTable {
+    pub(super) max: Key,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [metrics]")]
+pub(super) struct MetricsTable {
+    pub(super) max_endpoints: Key,
+}
+
+/// `[[listener]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [[listener]]")]
+pub(super) struct ListenerTable {
+    pub(super) name: Key,
+    pub(super) bind: Key,
+    pub(super) upstream: Key,
+    pub(super) proxy_protocol: Key,
+    pub(super) trusted_peers: Key,
+    pub(super) crc: Key,
+    pub(super) max_header: Key,
+    pub(super) first_byte_timeout: Key,
+    pub(super) header_timeout: Key,
+    pub(super) max_pending: Key,
+    pub(super) max_sessions: Key,
+    pub(super) session: SessionTable,
+}
+
+/// `[[upstream]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [[upstream]]")]
+pub(super) struct UpstreamTable {
+    pub(super) name: Key,
+    pub(super) targets: Key,
+    pub(super) connect_timeout: Key,
+    pub(super) connect_deadline: Key,
+    pub(super) min_ttl: Key,
+    pub(super) max_ttl: Key,
+    pub(super) stale_for: Key,
+    pub(super) allow_addresses: Key,
+    pub(super) session: SessionTable,
+}
+
+impl File {
+    /// Parses the text. The first thing that is not TOML, or a key that does not exist, ends it.
+    pub(super) fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
+        toml::from_str(text).map_err(|error| vec![mistake(text, &error)])
+    }
+}
+
+/// What serde or the TOML parser found, in our words.
+fn mistake(text: &str, error: &toml::de::Error) -> Mistake {
+    let said = error.message();
+    let span = error.span();
+    let written = span
+        .clone()
+        .and_then(|span| text.get(span))
+        .unwrap_or_default();
+    if let Some(expected) = said.strip_prefix("unknown field ") {
+        // serde: unknown field `a`, expected one of `b`, `c`
+        let mut quoted = expected.split('`').skip(1).step_by(2);
+        let key = quoted.next().unwrap_or(written).to_owned();
+        let help = unknown_key_help(&key, &quoted.collect::<Vec<_>>());
+        return Mistake {
+            key,
+            problem: "there is no such key here".to_owned(),
+            help,
+            span,
+            other: None,
+        };
+    }
+    let help = if said.contains("expected a sequence") {
+        "there may be several of these, so the header has two brackets: [[listener]], [[upstream]]"
+            .to_owned()
+    } else if said.starts_with("invalid type") {
+        format!(
+            "write {}",
+            said.rsplit("expected ").next().unwrap_or("a table")
+        )
+    } else if said.contains("duplicate key") {
+        "keep one of the two".to_owned()
+    } else {
+        "text, durations, sizes and addresses stand in quotes: \"5m\", \"4KiB\", \"0.0.0.0:8443\"; numbers do not".to_owned()
+    };
+    Mistake {
+        key: String::new(),
+        problem: format!("this cannot be read as TOML here: {said}"),
+        help,
+        span,
+        other: None,
+    }
+}
+
+fn unknown_key_help(key: &str, known: &[&str]) -> String {
+    if known.contains(&"session") && SESSION_KEYS.contains(&key) {
+        // At the top of the file `session` is a table of its own, with a header.
+        return if known.contains(&"listener") {
+            format!("it belongs under [session]: {key} = …")
+        } else {
+            format!("here it belongs into session: session = {{ {key} = … }}")
+        };
+    }
+    let list = known.join(", ");
+    match nearest(key, known.iter().copied()) {
+        Some(near) => format!("did you mean {near}? Known here: {list}"),
+        None => format!("known here: {list}"),
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Raw;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Raw, E> {
+        Ok(Raw::Text(text.to_owned()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Raw, E> {
+        Ok(Raw::Integer(number))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Raw, E> {
+        Ok(Raw::Other("a number with a fraction"))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
+        Ok(Raw::Other(if value { "true" } else { "false" }))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Raw, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element()? {
+            values.push(value);
+        }
+        Ok(Raw::List(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
+        // Dates arrive here too: to serde, TOML's are maps.
+        while map
+            .next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?
+            .is_some()
+        {}
+        Ok(Raw::Other("a table or a date"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only_mistake(text: &str) -> Mistake {
+        let mut mistakes = File::parse(text).expect_err("must be refused");
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        mistakes.remove(0)
+    }
+
+    #[test]
+    fn unknown_key_gets_a_suggestion() {
+        let text = "[session]\nidletimeout = \"1h\"\n";
+        let mistake = only_mistake(text);
+        assert_eq!(mistake.key, "idletimeout");
+        assert_eq!(mistake.line(text), Some(2));
+        assert!(
+            mistake.help.starts_with("did you mean idle_timeout?"),
+            "{}",
+            mistake.help
+        );
+    }
+
+    #[test]
+    fn unknown_table_gets_a_suggestion() {
+        assert!(
+            only_mistake("[sesion]\n")
+                .help
+                .starts_with("did you mean session?")
+        );
+    }
+
+    #[test]
+    fn a_session_key_beside_session_is_sent_there() {
+        let mistake = only_mistake("[[listener]]\nidle_timeout = \"1h\"\n");
+        assert!(
+            mistake.help.contains("session = { idle_timeout = … }"),
+            "{}",
+            mistake.help
+        );
+        assert!(
+            only_mistake("max_age = \"1h\"\n")
+                .help
+                .contains("under [session]")
+        );
+    }
+
+    #[test]
+    fn a_single_bracket_is_explained() {
+        assert!(
+            only_mistake("[listener]\nname = \"a\"\n")
+                .help
+                .contains("[[listener]]")
+        );
+    }
+
+    #[test]
+    fn text_without_quotes_is_explained() {
+        assert!(
+            only_mistake("[session]\nidle_timeout = 5m\n")
+                .help
+                .contains("\"5m\"")
+        );
+    }
+
+    #[test]
+    fn session_keys_name_the_fields_of_the_table() {
+        for key in SESSION_KEYS {
+            File::parse(&format!("[session]\n{key} = 1\n")).expect("every listed key exists");
+        }
+    }
+
+    #[test]
+    fn each_value_knows_its_place() {
+        let text = "[resolver]\nservers = [\"10.0.0.2\"]\n";
+        let file = File::parse(text).expect("valid");
+        let servers = file.resolver.servers.expect("written");
+        assert_eq!(&text[servers.span()], "[\"10.0.0.2\"]");
+        let Raw::List(items) = servers.get_ref() else {
+            panic!("a list")
+        };
+        assert_eq!(&text[items[0].span()], "\"10.0.0.2\"");
+    }
+}
