@@ -8,39 +8,38 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::addresses;
 use super::error::Mistake;
 use super::file::{File, HealthTable, Key, ListenerTable, Raw, SessionTable, UpstreamTable};
+use super::findings::{Findings, strip, trusts_nobody};
 use super::places::{self, Placed};
-use super::values::{self, Wrong, duration_text, nearest};
+use super::values::{self, nearest};
 use super::{
     CloseWith, Config, CrcPolicy, Drain, Family, HealthPort, Listener, Log, LogFormat, Peers,
     ProxyProtocol, RelayMode, Resolver, SessionKeys, Target, Upstream, defaults,
 };
-
-/// The most that any table of ours may be told to hold; far beyond what memory allows, and no typo.
-const MOST: i64 = 10_000_000;
 
 /// Judges the file.
 pub(super) fn config(file: &File) -> Result<Config, Vec<Mistake>> {
     let mut builder = Builder::default();
     let config = builder.config(file);
     match config {
-        Some(config) if builder.mistakes.is_empty() => Ok(config),
+        Some(config) if builder.found.mistakes.is_empty() => Ok(config),
         _ => {
             // In the order of the file, for someone who goes through it once.
             builder
+                .found
                 .mistakes
                 .sort_by_key(|mistake| mistake.span.as_ref().map_or(usize::MAX, |span| span.start));
-            Err(builder.mistakes)
+            Err(builder.found.mistakes)
         }
     }
 }
 
-/// Collects mistakes, and what has to be compared across tables. A value in error counts as not written: the result is thrown
-/// away anyway.
+/// What was found so far, and what has to be compared across tables.
 #[derive(Default)]
 struct Builder {
-    mistakes: Vec<Mistake>,
+    found: Findings,
     listeners: Vec<Placed<SocketAddr>>,
     ports: Vec<Placed<SocketAddr>>,
     targets: Vec<Placed<Target>>,
@@ -48,30 +47,32 @@ struct Builder {
 
 impl Builder {
     fn config(&mut self, file: &File) -> Option<Config> {
-        let workers = self.value("workers", &file.workers, |raw| {
+        let workers = self.found.value("workers", &file.workers, |raw| {
             values::integer(raw, 1..=1024)
         });
-        let admin = self.value("admin.bind", &file.admin.bind, |raw| {
-            values::off_or(raw, values::bind)
+        let admin = self.found.value("admin.bind", &file.admin.bind, |raw| {
+            values::off_or(raw, addresses::bind)
         });
         let admin = admin.unwrap_or(Some(defaults::ADMIN_BIND));
         self.port("admin.bind", admin, &file.admin.bind);
         let health = self.health(&file.health);
         let drain = Drain {
             accept_for: self
+                .found
                 .value("drain.accept_for", &file.drain.accept_for, values::duration)
                 .unwrap_or(defaults::DRAIN_ACCEPT_FOR),
             deadline: self
+                .found
                 .value("drain.deadline", &file.drain.deadline, values::duration)
                 .unwrap_or(defaults::DRAIN_DEADLINE),
-            close: self.word(
+            close: self.found.word(
                 "drain.close",
                 &file.drain.close,
                 &[("fin", CloseWith::Fin), ("rst", CloseWith::Rst)],
             ),
         };
         let log = Log {
-            format: self.word(
+            format: self.found.word(
                 "log.format",
                 &file.log.format,
                 &[
@@ -80,7 +81,7 @@ impl Builder {
                     ("json", LogFormat::Json),
                 ],
             ),
-            level: self.word("log.level", &file.log.level, &LEVELS),
+            level: self.found.word("log.level", &file.log.level, &LEVELS),
         };
         let modes = [
             ("adaptive", RelayMode::Adaptive),
@@ -94,19 +95,24 @@ impl Builder {
         ];
         let resolver = Resolver {
             servers: self
+                .found
                 .list(
                     "resolver.servers",
                     &file.resolver.servers,
-                    values::name_server,
+                    addresses::name_server,
                 )
                 .map(strip)
                 .unwrap_or_default(),
-            family: self.word("resolver.family", &file.resolver.family, &families),
+            family: self
+                .found
+                .word("resolver.family", &file.resolver.family, &families),
         };
         let session = self.session("session", &file.session);
-        let relay_mode = self.word("relay.mode", &file.relay.mode, &modes);
-        let max_accounts = self.count("accounts.max", &file.accounts.max, defaults::MAX_ACCOUNTS);
-        let max_metric_endpoints = self.count(
+        let relay_mode = self.found.word("relay.mode", &file.relay.mode, &modes);
+        let max_accounts =
+            self.found
+                .count("accounts.max", &file.accounts.max, defaults::MAX_ACCOUNTS);
+        let max_metric_endpoints = self.found.count(
             "metrics.max_endpoints",
             &file.metrics.max_endpoints,
             defaults::MAX_METRIC_ENDPOINTS,
@@ -129,7 +135,7 @@ impl Builder {
             .collect();
         if listeners.is_empty() {
             let help = "add one: [[listener]] with name, bind, trusted_peers and upstream";
-            self.mistake(
+            self.found.mistake(
                 "listener",
                 "there is none, so nothing would be accepted",
                 help,
@@ -139,7 +145,7 @@ impl Builder {
         if upstreams.is_empty() {
             let help =
                 "add one: [[upstream]] with name = \"control-plane\" and targets = [\"HOST:PORT\"]";
-            self.mistake(
+            self.found.mistake(
                 "upstream",
                 "there is none, so nothing could be forwarded",
                 help,
@@ -166,11 +172,13 @@ impl Builder {
 
     fn health(&mut self, table: &HealthTable) -> Option<HealthPort> {
         let bind = self
+            .found
             .value("health.bind", &table.bind, |raw| {
-                values::off_or(raw, values::bind)
+                values::off_or(raw, addresses::bind)
             })
             .flatten();
         let trusted_peers = self
+            .found
             .peers("health.trusted_peers", &table.trusted_peers)
             .unwrap_or(Peers::Anyone);
         self.port("health.bind", bind, &table.bind);
@@ -183,29 +191,37 @@ impl Builder {
     fn session(&mut self, at: &str, table: &SessionTable) -> SessionKeys {
         let key = |name: &str| format!("{at}.{name}");
         SessionKeys {
-            idle_timeout: self.value(&key("idle_timeout"), &table.idle_timeout, values::bound),
-            half_close_timeout: self.value(
+            idle_timeout: self.found.value(
+                &key("idle_timeout"),
+                &table.idle_timeout,
+                values::bound,
+            ),
+            half_close_timeout: self.found.value(
                 &key("half_close_timeout"),
                 &table.half_close_timeout,
                 values::bound,
             ),
-            max_age: self.value(&key("max_age"), &table.max_age, values::bound),
+            max_age: self
+                .found
+                .value(&key("max_age"), &table.max_age, values::bound),
             keepalive_idle: self
+                .found
                 .value(&key("keepalive_idle"), &table.keepalive_idle, |raw| {
                     values::off_or(raw, values::keepalive_time)
                 })
                 .map(|idle| idle.map_or(super::Bound::Off, super::Bound::After)),
-            keepalive_interval: self.value(
+            keepalive_interval: self.found.value(
                 &key("keepalive_interval"),
                 &table.keepalive_interval,
                 values::keepalive_time,
             ),
             keepalive_probes: self
+                .found
                 .value(&key("keepalive_probes"), &table.keepalive_probes, |raw| {
                     values::integer(raw, 1..=127)
                 })
                 .and_then(|probes| u32::try_from(probes).ok()),
-            user_timeout: self.value(
+            user_timeout: self.found.value(
                 &key("user_timeout"),
                 &table.user_timeout,
                 values::user_timeout,
@@ -220,17 +236,19 @@ impl Builder {
     ) -> Option<Listener> {
         let table = spanned.get_ref();
         let place = spanned.span();
-        let name = self.required(
+        let name = self.found.required(
             "listener.name",
             &table.name,
             &place,
             "name = \"ingest\"",
-            values::name,
+            addresses::name,
         );
         let bind = self.binds(&table.bind, &place);
         let upstream = self.chosen_upstream(table, &place, upstreams);
         let modes = [("v2", ProxyProtocol::V2), ("off", ProxyProtocol::Off)];
-        let proxy_protocol = self.word("listener.proxy_protocol", &table.proxy_protocol, &modes);
+        let proxy_protocol =
+            self.found
+                .word("listener.proxy_protocol", &table.proxy_protocol, &modes);
         let trusted_peers = match (proxy_protocol, trusts_nobody(&table.trusted_peers)) {
             (ProxyProtocol::V2, true) => {
                 let span = table
@@ -240,16 +258,19 @@ impl Builder {
                 let problem = "whoever connects here can claim to be anyone, so it must be said whose PROXY headers are believed";
                 let help = "list the subnets of the NLB, for instance trusted_peers = [\"10.20.0.0/16\"]; \
                             or, where nothing sends a header, proxy_protocol = \"off\"";
-                self.mistake("listener.trusted_peers", problem, help, Some(span));
+                self.found
+                    .mistake("listener.trusted_peers", problem, help, Some(span));
                 None
             }
             _ => Some(
-                self.peers("listener.trusted_peers", &table.trusted_peers)
+                self.found
+                    .peers("listener.trusted_peers", &table.trusted_peers)
                     .unwrap_or(Peers::Anyone),
             ),
         };
         let listener_value = |builder: &mut Self, key: &str, value: &Key, default: Duration| {
             builder
+                .found
                 .value(&format!("listener.{key}"), value, values::time)
                 .unwrap_or(default)
         };
@@ -266,20 +287,22 @@ impl Builder {
             defaults::HEADER_TIMEOUT,
         );
         // 16 bytes are fixed and a 16-bit length says what follows (PROXY protocol specification, section 2.2).
-        let max_header = self.value("listener.max_header", &table.max_header, |raw| {
-            values::size(raw, 16..=65551)
-        });
-        let crc = self.word(
+        let max_header = self
+            .found
+            .value("listener.max_header", &table.max_header, |raw| {
+                values::size(raw, 16..=65551)
+            });
+        let crc = self.found.word(
             "listener.crc",
             &table.crc,
             &[("verify", CrcPolicy::Verify), ("ignore", CrcPolicy::Ignore)],
         );
-        let max_pending = self.count(
+        let max_pending = self.found.count(
             "listener.max_pending",
             &table.max_pending,
             defaults::MAX_PENDING,
         );
-        let max_sessions = self.count(
+        let max_sessions = self.found.count(
             "listener.max_sessions",
             &table.max_sessions,
             defaults::MAX_SESSIONS,
@@ -306,10 +329,12 @@ impl Builder {
         let example = "bind = \"0.0.0.0:8443\"";
         let binds = match key.as_ref().map(Spanned::get_ref) {
             Some(Raw::Text(_)) => {
-                let address = self.value("listener.bind", key, values::bind)?;
+                let address = self.found.value("listener.bind", key, addresses::bind)?;
                 vec![Spanned::new(key.as_ref()?.span(), address)]
             }
-            _ => self.required_list("listener.bind", key, place, example, values::bind)?,
+            _ => self
+                .found
+                .required_list("listener.bind", key, place, example, addresses::bind)?,
         };
         for bind in &binds {
             self.listeners.push(Placed {
@@ -329,12 +354,12 @@ impl Builder {
     ) -> Option<usize> {
         let names = || upstreams.iter().flatten().map(AsRef::as_ref);
         let example = format!("upstream = {:?}", names().next().unwrap_or("control-plane"));
-        let wanted = self.required(
+        let wanted = self.found.required(
             "listener.upstream",
             &table.upstream,
             place,
             &example,
-            values::name,
+            addresses::name,
         )?;
         let found = upstreams
             .iter()
@@ -350,7 +375,7 @@ impl Builder {
                 None => format!("write one of {list}, or add [[upstream]] with name = {wanted:?}"),
             };
             let span = table.upstream.as_ref().map(Spanned::span);
-            self.mistake(
+            self.found.mistake(
                 "listener.upstream",
                 &format!("there is no upstream {wanted:?}"),
                 &help,
@@ -363,20 +388,20 @@ impl Builder {
     fn upstream(&mut self, spanned: &Spanned<UpstreamTable>) -> Option<Upstream> {
         let table = spanned.get_ref();
         let place = spanned.span();
-        let name = self.required(
+        let name = self.found.required(
             "upstream.name",
             &table.name,
             &place,
             "name = \"control-plane\"",
-            values::name,
+            addresses::name,
         );
         let example = "targets = [\"cp.us-east-1.example.internal:443\"]";
-        let targets = self.required_list(
+        let targets = self.found.required_list(
             "upstream.targets",
             &table.targets,
             &place,
             example,
-            values::target,
+            addresses::target,
         );
         for target in targets.iter().flatten() {
             self.targets.push(Placed {
@@ -385,7 +410,7 @@ impl Builder {
                 span: Some(target.span()),
             });
         }
-        let [connect_timeout, connect_deadline] = self.ordered(
+        let [connect_timeout, connect_deadline] = self.found.ordered(
             (
                 "upstream.connect_timeout",
                 &table.connect_timeout,
@@ -397,17 +422,19 @@ impl Builder {
                 defaults::CONNECT_DEADLINE,
             ),
         );
-        let [min_ttl, max_ttl] = self.ordered(
+        let [min_ttl, max_ttl] = self.found.ordered(
             ("upstream.min_ttl", &table.min_ttl, defaults::MIN_TTL),
             ("upstream.max_ttl", &table.max_ttl, defaults::MAX_TTL),
         );
-        let stale_for = self.value("upstream.stale_for", &table.stale_for, |raw| {
-            values::word_or(raw, "forever", values::duration)
-        });
-        let allow_addresses = self.list(
+        let stale_for = self
+            .found
+            .value("upstream.stale_for", &table.stale_for, |raw| {
+                values::word_or(raw, "forever", values::duration)
+            });
+        let allow_addresses = self.found.list(
             "upstream.allow_addresses",
             &table.allow_addresses,
-            values::network,
+            addresses::network,
         );
         let session = self.session("upstream.session", &table.session);
         Some(Upstream {
@@ -423,62 +450,6 @@ impl Builder {
         })
     }
 
-    /// Two durations of which the first may not exceed the second.
-    fn ordered(
-        &mut self,
-        less: (&str, &Key, Duration),
-        more: (&str, &Key, Duration),
-    ) -> [Duration; 2] {
-        let low = self.value(less.0, less.1, values::time);
-        let high = self.value(more.0, more.1, values::time);
-        let pair = [low.unwrap_or(less.2), high.unwrap_or(more.2)];
-        // The one that was written is at fault; a value in error was said already.
-        let written = if high.is_some() { more } else { less };
-        if (low.is_some() || high.is_some()) && pair[0] > pair[1] {
-            let said = |(key, _, _): (&str, &Key, Duration), value, given: bool| {
-                let default = if given { "" } else { " (the default)" };
-                format!(
-                    "{} = \"{}\"{default}",
-                    key.trim_start_matches("upstream."),
-                    duration_text(value)
-                )
-            };
-            let problem = format!(
-                "{} is longer than {}",
-                said(less, pair[0], low.is_some()),
-                said(more, pair[1], high.is_some())
-            );
-            let help = format!(
-                "write {} = \"{}\" or more",
-                more.0.trim_start_matches("upstream."),
-                duration_text(pair[0])
-            );
-            self.mistake(
-                written.0,
-                &problem,
-                &help,
-                written.1.as_ref().map(Spanned::span),
-            );
-        }
-        pair
-    }
-
-    /// A list of networks; an empty one would trust nobody.
-    fn peers(&mut self, key: &str, value: &Key) -> Option<Peers> {
-        let networks = self.list(key, value, values::network)?;
-        if trusts_nobody(value) {
-            let help =
-                "leave the key out to let anyone connect, or list networks: [\"10.20.0.0/16\"]";
-            self.mistake(
-                key,
-                "an empty list would let nobody connect",
-                help,
-                value.as_ref().map(Spanned::span),
-            );
-        }
-        Some(Peers::Within(strip(networks)))
-    }
-
     fn compare_places(&mut self, file: &File) {
         let listener_names = file
             .listener
@@ -489,15 +460,18 @@ impl Builder {
             .iter()
             .filter_map(|table| placed_name("upstream.name", &table.get_ref().name));
         let names: [Vec<Placed<&str>>; 2] = [listener_names.collect(), upstream_names.collect()];
-        self.mistakes.extend(
+        self.found.mistakes.extend(
             names
                 .iter()
                 .flat_map(|names| places::duplicate_names(names)),
         );
-        self.mistakes
+        self.found
+            .mistakes
             .extend(places::loops(&self.listeners, &self.targets));
         self.ports.append(&mut self.listeners);
-        self.mistakes.extend(places::duplicate_binds(&self.ports));
+        self.found
+            .mistakes
+            .extend(places::duplicate_binds(&self.ports));
     }
 
     fn port(&mut self, key: &'static str, bind: Option<SocketAddr>, written: &Key) {
@@ -506,115 +480,6 @@ impl Builder {
             value,
             span: written.as_ref().map(Spanned::span),
         }));
-    }
-
-    /// What was written under a key; `None` when nothing was, or something wrong.
-    fn value<T>(
-        &mut self,
-        key: &str,
-        value: &Key,
-        parse: impl FnOnce(&Raw) -> Result<T, Wrong>,
-    ) -> Option<T> {
-        self.judge(key, value.as_ref()?, parse)
-    }
-
-    fn judge<T>(
-        &mut self,
-        key: &str,
-        value: &Spanned<Raw>,
-        parse: impl FnOnce(&Raw) -> Result<T, Wrong>,
-    ) -> Option<T> {
-        parse(value.get_ref())
-            .map_err(|wrong| self.mistake(key, &wrong.problem, &wrong.help, Some(value.span())))
-            .ok()
-    }
-
-    /// A key that must be there; `place` is the table without it.
-    fn required<T>(
-        &mut self,
-        key: &str,
-        value: &Key,
-        place: &Range<usize>,
-        example: &str,
-        parse: fn(&Raw) -> Result<T, Wrong>,
-    ) -> Option<T> {
-        if value.is_none() {
-            self.mistake(
-                key,
-                "is missing",
-                &format!("add {example}"),
-                Some(place.clone()),
-            );
-        }
-        self.value(key, value, parse)
-    }
-
-    /// A list that must be there and hold something.
-    fn required_list<T>(
-        &mut self,
-        key: &str,
-        value: &Key,
-        place: &Range<usize>,
-        example: &str,
-        parse: fn(&Raw) -> Result<T, Wrong>,
-    ) -> Option<Vec<Spanned<T>>> {
-        let empty = value
-            .as_ref()
-            .is_some_and(|value| matches!(value.get_ref(), Raw::List(items) if items.is_empty()));
-        if value.is_none() || empty {
-            let span = value.as_ref().map_or_else(|| place.clone(), Spanned::span);
-            self.mistake(
-                key,
-                if empty { "is empty" } else { "is missing" },
-                &format!("write {example}"),
-                Some(span),
-            );
-            return None;
-        }
-        self.list(key, value, parse)
-    }
-
-    /// A list whose items are judged one by one; `None` when nothing was written, or no list.
-    fn list<T>(
-        &mut self,
-        key: &str,
-        value: &Key,
-        parse: fn(&Raw) -> Result<T, Wrong>,
-    ) -> Option<Vec<Spanned<T>>> {
-        let value = value.as_ref()?;
-        let Raw::List(items) = value.get_ref() else {
-            let help = match value.get_ref() {
-                Raw::Text(text) => format!("write it in brackets: [{text:?}]"),
-                _ => "write text in quotes within brackets: [\"…\", \"…\"]".to_owned(),
-            };
-            self.mistake(key, "this must be a list", &help, Some(value.span()));
-            return None;
-        };
-        let judged = items
-            .iter()
-            .filter_map(|item| Some(Spanned::new(item.span(), self.judge(key, item, parse)?)));
-        Some(judged.collect())
-    }
-
-    /// One of a few words, the first of which is the default.
-    fn word<T: Copy>(&mut self, key: &str, value: &Key, words: &[(&str, T)]) -> T {
-        self.value(key, value, |raw| values::word(raw, words))
-            .unwrap_or(words[0].1)
-    }
-
-    fn count(&mut self, key: &str, value: &Key, default: usize) -> usize {
-        self.value(key, value, |raw| values::integer(raw, 1..=MOST))
-            .unwrap_or(default)
-    }
-
-    fn mistake(&mut self, key: &str, problem: &str, help: &str, span: Option<Range<usize>>) {
-        self.mistakes.push(Mistake {
-            key: key.to_owned(),
-            problem: problem.to_owned(),
-            help: help.to_owned(),
-            span,
-            other: None,
-        });
     }
 }
 
@@ -630,19 +495,8 @@ fn cores() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-fn strip<T>(items: Vec<Spanned<T>>) -> Vec<T> {
-    items.into_iter().map(Spanned::into_inner).collect()
-}
-
-/// Whether a list of peers is missing or empty.
-fn trusts_nobody(peers: &Key) -> bool {
-    peers
-        .as_ref()
-        .is_none_or(|peers| matches!(peers.get_ref(), Raw::List(items) if items.is_empty()))
-}
-
 fn name_of(key: &Key) -> Option<Arc<str>> {
-    values::name(key.as_ref()?.get_ref()).ok()
+    addresses::name(key.as_ref()?.get_ref()).ok()
 }
 
 fn placed_name<'a>(key: &'static str, name: &'a Key) -> Option<Placed<&'a str>> {

@@ -1,16 +1,20 @@
 //! The configuration as the rest of the program sees it: a [`Config`] that cannot be wrong.
 //!
 //! `file` mirrors the TOML file, key by key, with the place of each value; `build` turns that into a [`Config`], value by
-//! value through `values`, and is where every mistake of an operator is found and said ([`Error`]). `flags` fills the same
+//! value through `values` and `addresses`, and is where every mistake of an operator is found and said ([`Error`]). `flags` fills the same
 //! mirror from the command line. Nothing behind this module checks a setting again.
 
+mod addresses;
 mod build;
 pub mod defaults;
 mod error;
 mod file;
+mod findings;
 mod flags;
 mod places;
 mod session;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::net::SocketAddr;

@@ -1,0 +1,407 @@
+//! Whole files: what they mean, and what is said about wrong ones.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+const SMALL: &str = r#"
+[[listener]]
+name = "ingest"
+bind = "0.0.0.0:8443"
+trusted_peers = ["10.20.0.0/16"]
+upstream = "control-plane"
+
+[[upstream]]
+name = "control-plane"
+targets = ["cp.us-east-1.example.internal:443"]
+"#;
+
+fn valid(text: &str) -> Config {
+    Config::from_str(text, "test.toml").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn error(text: &str) -> Error {
+    match Config::from_str(text, "test.toml") {
+        Ok(config) => panic!("must be refused: {config:?}"),
+        Err(error) => error,
+    }
+}
+
+/// The keys at fault, in order, and everything that is said.
+fn refused(text: &str) -> (Vec<String>, String) {
+    let error = error(text);
+    let keys = error.mistakes().iter().map(|mistake| mistake.key.clone());
+    (keys.collect(), error.render(false))
+}
+
+/// `SMALL` with one line of the listener, which comes last in it, added or put in place of another.
+fn with(key: &str, value: &str) -> String {
+    let line = format!("{key} = {value}");
+    let table = SMALL.replace("[[upstream]]", "\n[[upstream]]");
+    let mut found = false;
+    let lines = table.lines().map(|old| {
+        let same = old.split(" =").next() == Some(key) && !found;
+        found |= same;
+        if same { line.clone() } else { old.to_owned() }
+    });
+    let text: Vec<String> = lines.collect();
+    let text = text.join("\n");
+    if found {
+        text
+    } else {
+        text.replacen("[[upstream]]", &format!("{line}\n[[upstream]]"), 1)
+    }
+}
+
+fn with_in_upstream(line: &str) -> String {
+    format!("{SMALL}{line}\n")
+}
+
+fn with_on_top(lines: &str) -> String {
+    format!("{lines}\n{SMALL}")
+}
+
+#[test]
+fn everything_has_its_default() {
+    let config = valid(SMALL);
+    assert_eq!(
+        config.admin,
+        Some("127.0.0.1:9900".parse().expect("an address"))
+    );
+    assert!(config.health.is_none());
+    assert_eq!(config.drain.accept_for, Duration::from_secs(150));
+    assert_eq!(config.drain.deadline, Duration::from_secs(300));
+    assert_eq!(config.drain.close, CloseWith::Fin);
+    assert_eq!(config.log.format, LogFormat::Auto);
+    assert_eq!(config.log.level, tracing::Level::INFO);
+    assert_eq!(config.relay_mode, RelayMode::Adaptive);
+    assert_eq!(config.resolver.family, Family::Any);
+    assert!(config.resolver.servers.is_empty());
+    assert_eq!(
+        (config.max_accounts, config.max_metric_endpoints),
+        (50_000, 1000)
+    );
+    let listener = &config.listeners[0];
+    assert_eq!(listener.proxy_protocol, ProxyProtocol::V2);
+    assert_eq!(listener.crc, CrcPolicy::Verify);
+    assert_eq!(
+        (
+            listener.max_header,
+            listener.max_pending,
+            listener.max_sessions
+        ),
+        (4096, 4096, 100_000)
+    );
+    assert_eq!(listener.first_byte_timeout, Duration::from_secs(360));
+    assert_eq!(listener.header_timeout, Duration::from_secs(5));
+    let upstream = &config.upstreams[listener.upstream];
+    assert_eq!(upstream.connect_timeout, Duration::from_secs(5));
+    assert_eq!(upstream.connect_deadline, Duration::from_secs(15));
+    assert_eq!(
+        (upstream.min_ttl, upstream.max_ttl),
+        (Duration::from_secs(1), Duration::from_secs(300))
+    );
+    assert_eq!(upstream.stale_for, None);
+    assert!(upstream.allow_addresses.is_empty());
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+workers = 3
+[admin]
+bind = "off"
+[health]
+bind = "[::]:9901"
+trusted_peers = ["10.0.0.0/8", "fd00::1"]
+[drain]
+accept_for = "0s"
+deadline = "0s"
+close = "rst"
+[log]
+format = "json"
+level = "debug"
+[session]
+idle_timeout = "off"
+half_close_timeout = "10s"
+max_age = "12h"
+keepalive_idle = "30s"
+keepalive_interval = "5s"
+keepalive_probes = 3
+user_timeout = "off"
+[relay]
+mode = "copy"
+[resolver]
+servers = ["10.20.0.2"]
+family = "ipv4"
+[accounts]
+max = 10
+[metrics]
+max_endpoints = 5
+[[listener]]
+name = "plain"
+bind = ["10.0.0.1:80", "[fd00::1]:80"]
+upstream = "cp"
+proxy_protocol = "off"
+crc = "ignore"
+max_header = "1KiB"
+first_byte_timeout = "1s"
+header_timeout = "2s"
+max_pending = 1
+max_sessions = 2
+session = { idle_timeout = "1m", max_age = "off" }
+[[upstream]]
+name = "cp"
+targets = ["10.9.9.9:443", "cp.example:443"]
+connect_timeout = "1s"
+connect_deadline = "2s"
+min_ttl = "2s"
+max_ttl = "3s"
+stale_for = "10m"
+allow_addresses = ["127.0.0.0/8"]
+session = { idle_timeout = "2m" }
+"#;
+    let config = valid(text);
+    assert_eq!(config.workers.get(), 3);
+    assert_eq!(config.admin, None);
+    assert!(
+        matches!(config.health, Some(HealthPort { trusted_peers: Peers::Within(ref nets), .. }) if nets.len() == 2)
+    );
+    assert_eq!(
+        (config.drain.accept_for, config.drain.deadline),
+        (Duration::ZERO, Duration::ZERO)
+    );
+    assert_eq!(config.relay_mode, RelayMode::Copy);
+    let (listener, upstream) = (&config.listeners[0], &config.upstreams[0]);
+    assert_eq!(listener.bind.len(), 2);
+    assert_eq!(listener.trusted_peers, Peers::Anyone);
+    assert_eq!(listener.max_header, 1024);
+    assert_eq!(upstream.stale_for, Some(Duration::from_secs(600)));
+    let limits = config.session_limits(listener, upstream);
+    assert_eq!(
+        limits.idle_timeout,
+        Some(Duration::from_secs(120)),
+        "the upstream's word is the last"
+    );
+    assert_eq!(limits.max_age, None, "the listener's over the global one");
+    assert_eq!(limits.half_close_timeout, Some(Duration::from_secs(10)));
+    assert_eq!(limits.keepalive.map(|keepalive| keepalive.probes), Some(3));
+    assert_eq!(limits.user_timeout, None);
+}
+
+#[test]
+fn an_empty_file_lacks_a_listener_and_an_upstream() {
+    let (keys, said) = refused("");
+    assert_eq!(keys, ["listener", "upstream"]);
+    assert!(said.contains("test.toml"));
+}
+
+#[test]
+fn every_mistake_of_a_file_is_reported_in_its_order() {
+    let text = with_on_top("workers = 0\n[drain]\ndeadline = 300\n[log]\nlevel = \"verbose\"")
+        + "stale_for = true\n";
+    let (keys, _) = refused(&text);
+    assert_eq!(
+        keys,
+        [
+            "workers",
+            "drain.deadline",
+            "log.level",
+            "upstream.stale_for"
+        ]
+    );
+}
+
+#[test]
+fn an_error_shows_file_line_caret_and_what_to_write() {
+    let said = error(&with_on_top("[session]\nidle_timeout = 300")).render(false);
+    let expected = "\
+error: session.idle_timeout: the number 300 has no unit
+ --> test.toml:2:16
+  |
+2 | idle_timeout = 300
+  |                ^^^
+  |
+  = help: write \"300s\" if seconds were meant; or \"off\"";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn later_stages_keys_are_unknown() {
+    for text in [
+        "state_dir = \"/var/lib/x\"",
+        "[ledger]",
+        "[audit]",
+        "relay_id = \"a\"",
+    ] {
+        let (_, said) = refused(&with_on_top(text));
+        assert!(said.contains("no such key"), "{said}");
+    }
+}
+
+#[test]
+fn a_header_needs_trusted_peers() {
+    for text in [
+        with("trusted_peers", "[]"),
+        SMALL.replace("trusted_peers = [\"10.20.0.0/16\"]\n", ""),
+    ] {
+        let (keys, said) = refused(&text);
+        assert_eq!(keys, ["listener.trusted_peers"]);
+        assert!(
+            said.contains("subnets of the NLB")
+                && said.contains("trusted_peers = [\"10.20.0.0/16\"]"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_list_of_peers_is_refused_without_a_header_too() {
+    let text = with("trusted_peers", "[]\nproxy_protocol = \"off\"");
+    assert!(refused(&text).1.contains("leave the key out"));
+    assert!(
+        refused(&with_on_top(
+            "[health]\nbind = \"0.0.0.0:9901\"\ntrusted_peers = []"
+        ))
+        .1
+        .contains("nobody")
+    );
+}
+
+#[test]
+fn an_unknown_upstream_gets_the_nearest_name() {
+    let (keys, said) = refused(&with("upstream", "\"controlplane\""));
+    assert_eq!(keys, ["listener.upstream"]);
+    assert!(said.contains("did you mean \"control-plane\"?"), "{said}");
+}
+
+#[test]
+fn what_is_missing_is_named_with_an_example() {
+    let (keys, said) = refused("[[listener]]\n[[upstream]]\n");
+    let expected = [
+        "listener.name",
+        "listener.bind",
+        "listener.upstream",
+        "listener.trusted_peers",
+        "upstream.name",
+        "upstream.targets",
+    ];
+    assert_eq!(keys, expected, "{said}");
+    assert!(said.contains("bind = \"0.0.0.0:8443\""));
+    assert!(refused(&with("bind", "[]")).1.contains("is empty"));
+    assert!(
+        refused(&with("targets", "\"cp.example:443\""))
+            .1
+            .contains("write it in brackets: [\"cp.example:443\"]")
+    );
+}
+
+#[test]
+fn bounds_hold_on_both_sides() {
+    for (key, value) in [
+        ("max_header", "\"15B\""),
+        ("max_header", "\"65552B\""),
+        ("max_pending", "0"),
+        ("max_sessions", "0"),
+        ("max_sessions", "-1"),
+        ("header_timeout", "\"0s\""),
+        ("first_byte_timeout", "\"off\""),
+        ("session", "{ keepalive_probes = 128 }"),
+        ("session", "{ keepalive_interval = \"off\" }"),
+        ("session", "{ keepalive_idle = \"40000s\" }"),
+    ] {
+        let (keys, said) = refused(&with(key, value));
+        assert!(
+            keys.len() == 1 && keys[0].starts_with(&format!("listener.{key}")),
+            "{said}"
+        );
+    }
+    for text in [
+        "workers = 0",
+        "workers = 1025",
+        "[accounts]\nmax = 0",
+        "[metrics]\nmax_endpoints = 0",
+    ] {
+        assert!(
+            refused(&with_on_top(text)).1.contains("out of bounds"),
+            "{text}"
+        );
+    }
+    assert_eq!(
+        valid(&with("max_header", "\"16B\"")).listeners[0].max_header,
+        16
+    );
+}
+
+#[test]
+fn a_deadline_is_not_shorter_than_one_try() {
+    let (keys, said) = refused(&with_in_upstream("connect_timeout = \"20s\""));
+    assert_eq!(keys, ["upstream.connect_timeout"]);
+    assert!(
+        said.contains("connect_deadline = \"15s\" (the default)"),
+        "{said}"
+    );
+    let (keys, said) = refused(&with_in_upstream("connect_deadline = \"2s\""));
+    assert_eq!(keys, ["upstream.connect_deadline"]);
+    assert!(
+        said.contains("connect_timeout = \"5s\" (the default)"),
+        "{said}"
+    );
+    assert_eq!(
+        refused(&with_in_upstream("min_ttl = \"10m\"")).0,
+        ["upstream.min_ttl"]
+    );
+}
+
+#[test]
+fn a_name_is_used_once() {
+    let again = SMALL.replace("8443", "8444");
+    let (keys, said) = refused(&format!("{SMALL}{again}"));
+    assert_eq!(keys, ["listener.name", "upstream.name"]);
+    assert!(said.contains("first used here"), "{said}");
+}
+
+#[test]
+fn an_address_is_listened_on_once() {
+    let again = "[[listener]]\nname = \"b\"\nbind = \"[::]:8443\"\ntrusted_peers = [\"fd00::/8\"]\nupstream = \"control-plane\"\n";
+    let (keys, said) = refused(&format!("{SMALL}{again}"));
+    assert_eq!(keys, ["listener.bind"]);
+    assert!(
+        said.contains("[::] takes IPv4") && said.contains("already taken here"),
+        "{said}"
+    );
+    let (keys, said) = refused(&with("bind", "\"127.0.0.1:9900\""));
+    assert_eq!(
+        keys,
+        ["listener.bind"],
+        "the admin port's default has no place in the file: {said}"
+    );
+}
+
+#[test]
+fn a_target_that_is_an_own_listener_is_a_loop() {
+    let text = with("targets", "[\"127.0.0.1:8443\"]");
+    let (keys, said) = refused(&text);
+    assert_eq!(keys, ["upstream.targets"]);
+    assert!(
+        said.contains("own listener") && said.contains("listened on here"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_tells_why() {
+    let missing =
+        Config::from_file(Path::new("/nonexistent/tollgate.toml")).expect_err("must be refused");
+    assert_eq!(missing.kind(), ErrorKind::Missing);
+    assert!(missing.to_string().contains("/nonexistent/tollgate.toml"));
+    let folder = Config::from_file(Path::new("/")).expect_err("must be refused");
+    assert_eq!(folder.kind(), ErrorKind::Configuration);
+    let denied = Error::Unreadable {
+        path: "/x".into(),
+        source: std::io::ErrorKind::PermissionDenied.into(),
+    };
+    assert_eq!(denied.kind(), ErrorKind::Permission);
+    assert_eq!(error("workers = 0").kind(), ErrorKind::Configuration);
+}
