@@ -1,0 +1,139 @@
+//! The command line: what may be written there, and which command it leads to.
+
+mod check;
+mod exit;
+mod run;
+
+use std::ffi::OsString;
+use std::io;
+
+use clap::{Parser, Subcommand};
+
+use crate::config;
+pub use exit::ExitCode;
+
+/// Where the configuration is looked for when nothing is said.
+const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
+
+/// Layer-4 relay between a PrivateLink Network Load Balancer and an upstream in another Region.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 64 usage, 66 no configuration file, 69 address in use, 70 internal, \
+                        77 not permitted, 78 configuration."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Check(check::Args),
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+pub enum Error {
+    /// The command line cannot be read, or asks for help or the version.
+    Usage(clap::Error),
+    /// The configuration is missing or wrong.
+    Config(config::Error),
+    /// What was asked for could not be written to standard output.
+    Output(io::Error),
+}
+
+/// Reads the command line and does what it says.
+///
+/// # Errors
+/// See [`Error`]; for whoever prints it and ends the process.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
+    let cli = Cli::try_parse_from(arguments).map_err(Error::Usage)?;
+    match cli.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
+    }
+}
+
+impl Error {
+    /// What the process ends with.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(error) if error.exit_code() == 0 => ExitCode::Ok,
+            Self::Usage(_) => ExitCode::Usage,
+            Self::Config(error) => error.kind().into(),
+            // Whoever read it has gone, as head(1) does when it has seen enough.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,
+            Self::Output(_) => ExitCode::Internal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit_code(line: &str) -> ExitCode {
+        match main(line.split(' ').map(OsString::from)) {
+            Ok(code) => code,
+            Err(error) => error.exit_code(),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_and_version_are_no_errors() {
+        for line in [
+            "tollgate --help",
+            "tollgate --version",
+            "tollgate run --help",
+        ] {
+            assert_eq!(exit_code(line), ExitCode::Ok, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_usage() {
+        for line in [
+            "tollgate",
+            "tollgate walk",
+            "tollgate run --config /dev/null --listen 0.0.0.0:1 --upstream a:1",
+            "tollgate run --listen 0.0.0.0:1",
+            "tollgate run --upstream a:1",
+            "tollgate run --trusted 10.0.0.0/8",
+            "tollgate run --listen 0.0.0.0:1 --upstream a:1 --proxy-protocol v1",
+            "tollgate run --listen 0.0.0.0:1 --upstream a:1",
+            "tollgate run --listen 0.0.0.0:1 --upstream a --proxy-protocol off",
+        ] {
+            assert_eq!(exit_code(line), ExitCode::Usage, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_missing_or_wrong() {
+        assert_eq!(
+            exit_code("tollgate check --config /nonexistent/a.toml"),
+            ExitCode::NoConfig
+        );
+        assert_eq!(
+            exit_code("tollgate run --config /nonexistent/a.toml"),
+            ExitCode::NoConfig
+        );
+        assert_eq!(
+            exit_code("tollgate check --config /dev/null"),
+            ExitCode::Config
+        );
+    }
+}

@@ -1,0 +1,57 @@
+//! `run`: the relay itself, configured by a file or by flags.
+
+use std::path::{Path, PathBuf};
+
+use super::{CONFIG_PATH, Error, ExitCode};
+use crate::config::{Config, Flags};
+use crate::telemetry;
+
+/// Run the relay, with a configuration file or, for one listener and one upstream, without.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    tollgate run --config /etc/tollgate/tollgate.toml\n  \
+    tollgate run --listen 0.0.0.0:8443 --upstream cp.us-east-1.example.internal:443 --trusted 10.20.0.0/16")]
+pub(super) struct Args {
+    /// Configuration file [default: /etc/tollgate/tollgate.toml]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream", "trusted", "proxy_protocol", "admin"])]
+    config: Option<PathBuf>,
+    /// Address and port to listen on, for instance 0.0.0.0:8443; [::]:8443 takes IPv6 and IPv4
+    #[arg(long, value_name = "ADDR", requires = "upstream")]
+    listen: Option<String>,
+    /// Where to forward to, for instance cp.us-east-1.example.internal:443
+    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    upstream: Option<String>,
+    /// Networks whose PROXY headers are believed: the NLB's subnets. Required unless --proxy-protocol off
+    #[arg(long, value_name = "CIDR", num_args = 1.., requires = "listen")]
+    trusted: Vec<String>,
+    /// Whether each connection begins with a PROXY v2 header; never guessed [default: v2]
+    #[arg(long, value_name = "MODE", value_parser = ["v2", "off"], requires = "listen")]
+    proxy_protocol: Option<String>,
+    /// Address of the admin port (/metrics, /healthz, /readyz, /status), or off [default: 127.0.0.1:9900]
+    #[arg(long, value_name = "ADDR", requires = "listen")]
+    admin: Option<String>,
+}
+
+impl Args {
+    fn config(&self) -> Result<Config, Error> {
+        let config = match (&self.listen, &self.upstream) {
+            (Some(listen), Some(upstream)) => Config::from_flags(&Flags {
+                listen: listen.clone(),
+                upstream: upstream.clone(),
+                trusted: self.trusted.clone(),
+                proxy_protocol: self.proxy_protocol.clone(),
+                admin: self.admin.clone(),
+            }),
+            _ => Config::from_file(self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH))),
+        };
+        config.map_err(Error::Config)
+    }
+}
+
+/// Runs until told to stop.
+pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
+    let config = arguments.config()?;
+    telemetry::init(&config.log);
+    drop(config); // CONNECT HERE: crate::supervisor::run(config).map_err(Error::Supervisor)?
+    Ok(ExitCode::Ok)
+}
