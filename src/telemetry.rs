@@ -42,7 +42,7 @@ pub fn init(log: &Log) {
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Whether standard error shows colours: it is a terminal, and `NO_COLOR` (https://no-color.org) is not set.
+/// Whether standard error shows colours: it is a terminal, and `NO_COLOR` (<https://no-color.org>) is not set.
 #[must_use]
 pub fn colour() -> bool {
     std::io::stderr().is_terminal()

@@ -10,7 +10,7 @@ use crate::telemetry;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tollgate run --config /etc/tollgate/tollgate.toml\n  \
-    tollgate run --listen 0.0.0.0:8443 --upstream cp.us-east-1.example.internal:443 --trusted 10.20.0.0/16")]
+    tollgate run --listen 0.0.0.0:8443 --upstream cp.example.internal:443 --trusted 10.20.0.0/16")]
 pub(super) struct Args {
     /// Configuration file [default: /etc/tollgate/tollgate.toml]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream", "trusted", "proxy_protocol", "admin"])]

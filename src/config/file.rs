@@ -166,49 +166,55 @@ pub(super) struct UpstreamTable {
 impl File {
     /// Parses the text. The first thing that is not TOML, or a key that does not exist, ends it.
     pub(super) fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
-        toml::from_str(text).map_err(|error| vec![mistake(text, &error)])
+        toml::from_str(text).map_err(|error| vec![mistake(&error)])
     }
 }
 
 /// What serde or the TOML parser found, in our words.
-fn mistake(text: &str, error: &toml::de::Error) -> Mistake {
+fn mistake(error: &toml::de::Error) -> Mistake {
     let said = error.message();
-    let span = error.span();
-    let written = span
-        .clone()
-        .and_then(|span| text.get(span))
-        .unwrap_or_default();
-    if let Some(expected) = said.strip_prefix("unknown field ") {
+    let (key, problem, help) = if let Some(known) = said.strip_prefix("unknown field ") {
         // serde: unknown field `a`, expected one of `b`, `c`
-        let mut quoted = expected.split('`').skip(1).step_by(2);
-        let key = quoted.next().unwrap_or(written).to_owned();
-        let help = unknown_key_help(&key, &quoted.collect::<Vec<_>>());
-        return Mistake {
-            key,
-            problem: "there is no such key here".to_owned(),
+        let mut quoted = known.split('`').skip(1).step_by(2);
+        let key = quoted.next().unwrap_or_default();
+        let help = unknown_key_help(key, &quoted.collect::<Vec<_>>());
+        (
+            key.escape_debug().to_string(),
+            "there is no such key here".to_owned(),
             help,
-            span,
-            other: None,
-        };
-    }
-    let help = if said.contains("expected a sequence") {
-        "there may be several of these, so the header has two brackets: [[listener]], [[upstream]]"
-            .to_owned()
-    } else if said.starts_with("invalid type") {
-        format!(
-            "write {}",
-            said.rsplit("expected ").next().unwrap_or("a table")
         )
-    } else if said.contains("duplicate key") {
-        "keep one of the two".to_owned()
+    } else if said.contains("expected a sequence") {
+        let help = "two brackets, as in [[listener]] and [[upstream]]";
+        (
+            String::new(),
+            "this table may stand several times, and begins otherwise".to_owned(),
+            help.to_owned(),
+        )
+    } else if let Some((_, expected)) = said.split_once(", expected a table: ") {
+        (
+            String::new(),
+            "a single value where a table belongs".to_owned(),
+            format!("write {expected}"),
+        )
     } else {
-        "text, durations, sizes and addresses stand in quotes: \"5m\", \"4KiB\", \"0.0.0.0:8443\"; numbers do not".to_owned()
+        let help = if said.contains("duplicate key") {
+            "keep one of the two"
+        } else if said.contains("quoted") {
+            "durations, sizes, addresses and words stand in quotes: \"5m\", \"4KiB\", \"0.0.0.0:8443\""
+        } else {
+            "a line is a header, [table] or [[listener]], or key = value (https://toml.io)"
+        };
+        (
+            String::new(),
+            format!("this cannot be read as TOML: {said}"),
+            help.to_owned(),
+        )
     };
     Mistake {
-        key: String::new(),
-        problem: format!("this cannot be read as TOML here: {said}"),
+        key,
+        problem,
         help,
-        span,
+        span: error.span(),
         other: None,
     }
 }
@@ -250,6 +256,10 @@ impl<'de> Visitor<'de> for RawVisitor {
 
     fn visit_i64<E>(self, number: i64) -> Result<Raw, E> {
         Ok(Raw::Integer(number))
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<Raw, E> {
+        Ok(Raw::Other("a number beyond every bound"))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Raw, E> {

@@ -5,7 +5,7 @@ use toml::Spanned;
 
 use super::Config;
 use super::build;
-use super::error::{Error, Mistake};
+use super::error::Error;
 use super::file::{AdminTable, File, Key, ListenerTable, Raw, UpstreamTable};
 
 /// What `run` was given in place of a file.
@@ -53,21 +53,6 @@ impl Config {
             .admin
             .as_ref()
             .map(|admin| line.flag("--admin", admin));
-        if flags.trusted.is_empty() && flags.proxy_protocol.as_deref() != Some("off") {
-            let problem = "is missing: whoever connects here can claim to be anyone, so it must be said whose PROXY headers are believed";
-            let help = "add the subnets of the NLB: --trusted 10.20.0.0/16; or, where nothing sends a header, --proxy-protocol off";
-            let mistake = Mistake {
-                key: "--trusted".to_owned(),
-                problem: problem.to_owned(),
-                help: help.to_owned(),
-                span: None,
-                other: None,
-            };
-            return Err(Error::Flags {
-                line: line.0,
-                mistakes: vec![mistake],
-            });
-        }
         let name = || Some(Spanned::new(0..0, Raw::Text(NAME.to_owned())));
         let listener = ListenerTable {
             name: name(),
@@ -95,6 +80,12 @@ impl Config {
             for mistake in &mut mistakes {
                 if let Some((_, flag)) = FLAGS.iter().find(|(key, _)| *key == mistake.key) {
                     mistake.key = (*flag).to_owned();
+                }
+                if mistake.key == "--trusted" && flags.trusted.is_empty() {
+                    mistake.span = None; // It stands for the whole line.
+                    mistake.help = "add the subnets of the NLB: --trusted 10.20.0.0/16; \
+                                    or, where nothing sends a header, --proxy-protocol off"
+                        .to_owned();
                 }
             }
             Error::Flags {

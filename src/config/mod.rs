@@ -9,9 +9,7 @@ mod build;
 pub mod defaults;
 mod error;
 mod file;
-mod findings;
 mod flags;
-mod places;
 mod session;
 #[cfg(test)]
 mod tests;

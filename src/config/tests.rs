@@ -270,6 +270,17 @@ fn an_empty_list_of_peers_is_refused_without_a_header_too() {
 }
 
 #[test]
+fn peers_of_a_health_port_that_does_not_exist_are_a_mistake() {
+    let (keys, _) = refused(&with_on_top("[health]\ntrusted_peers = [\"10.20.0.0/16\"]"));
+    assert_eq!(keys, ["health.bind"]);
+    let off = "[health]\nbind = \"off\"\ntrusted_peers = [\"10.20.0.0/16\"]";
+    assert!(
+        valid(&with_on_top(off)).health.is_none(),
+        "switched off on purpose"
+    );
+}
+
+#[test]
 fn an_unknown_upstream_gets_the_nearest_name() {
     let (keys, said) = refused(&with("upstream", "\"controlplane\""));
     assert_eq!(keys, ["listener.upstream"]);
@@ -404,4 +415,25 @@ fn a_file_that_cannot_be_read_tells_why() {
     };
     assert_eq!(denied.kind(), ErrorKind::Permission);
     assert_eq!(error("workers = 0").kind(), ErrorKind::Configuration);
+}
+
+const SHIPPED: &str = include_str!("../../systemd/tollgate.toml");
+const UNIT: &str = include_str!("../../systemd/tollgate.service");
+
+#[test]
+fn shipped_config_is_valid() {
+    valid(SHIPPED);
+}
+
+#[test]
+fn systemd_waits_longer_than_the_drain() {
+    let setting = |key: &str| {
+        UNIT.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .expect("in the unit")
+    };
+    let wait = values::duration(&file::Raw::Text(setting("TimeoutStopSec=").to_owned()))
+        .expect("a duration");
+    let drain = valid(SHIPPED).drain;
+    assert!(wait > drain.accept_for + drain.deadline);
 }

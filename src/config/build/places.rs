@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::error::Mistake;
-use super::{Host, Target};
+use crate::config::error::Mistake;
+use crate::config::{Host, Target};
 
 /// Something that must be the only one of its kind, and where it is written. What is not written has no place.
 pub(super) struct Placed<T> {

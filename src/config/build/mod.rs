@@ -1,22 +1,23 @@
 //! From the file to a [`Config`]: every value judged, every mistake collected, so that one look at the output mends a file.
 
+mod findings;
+mod listener;
+mod places;
+mod upstream;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use toml::Spanned;
 
-use super::addresses;
+use self::findings::{Findings, strip};
+use self::places::Placed;
 use super::error::Mistake;
-use super::file::{File, HealthTable, Key, ListenerTable, Raw, SessionTable, UpstreamTable};
-use super::findings::{Findings, strip, trusts_nobody};
-use super::places::{self, Placed};
-use super::values::{self, nearest};
+use super::file::{File, HealthTable, Key, Raw, SessionTable};
 use super::{
-    CloseWith, Config, CrcPolicy, Drain, Family, HealthPort, Listener, Log, LogFormat, Peers,
-    ProxyProtocol, RelayMode, Resolver, SessionKeys, Target, Upstream, defaults,
+    Bound, CloseWith, Config, Drain, Family, HealthPort, Log, LogFormat, Peers, RelayMode,
+    Resolver, SessionKeys, Target, addresses, defaults, values,
 };
 
 /// Judges the file.
@@ -81,7 +82,12 @@ impl Builder {
                     ("json", LogFormat::Json),
                 ],
             ),
-            level: self.found.word("log.level", &file.log.level, &LEVELS),
+            level: self
+                .found
+                .value("log.level", &file.log.level, |raw| {
+                    values::word(raw, &LEVELS)
+                })
+                .unwrap_or(tracing::Level::INFO),
         };
         let modes = [
             ("adaptive", RelayMode::Adaptive),
@@ -181,6 +187,12 @@ impl Builder {
             .found
             .peers("health.trusted_peers", &table.trusted_peers)
             .unwrap_or(Peers::Anyone);
+        if let (None, Some(peers)) = (&table.bind, &table.trusted_peers) {
+            let problem = "is missing, and without it there is no health port to trust anyone at";
+            let help = "add bind = \"0.0.0.0:9901\", or remove trusted_peers";
+            self.found
+                .mistake("health.bind", problem, help, Some(peers.span()));
+        }
         self.port("health.bind", bind, &table.bind);
         Some(HealthPort {
             bind: bind?,
@@ -209,7 +221,7 @@ impl Builder {
                 .value(&key("keepalive_idle"), &table.keepalive_idle, |raw| {
                     values::off_or(raw, values::keepalive_time)
                 })
-                .map(|idle| idle.map_or(super::Bound::Off, super::Bound::After)),
+                .map(|idle| idle.map_or(Bound::Off, Bound::After)),
             keepalive_interval: self.found.value(
                 &key("keepalive_interval"),
                 &table.keepalive_interval,
@@ -227,227 +239,6 @@ impl Builder {
                 values::user_timeout,
             ),
         }
-    }
-
-    fn listener(
-        &mut self,
-        spanned: &Spanned<ListenerTable>,
-        upstreams: &[Option<Arc<str>>],
-    ) -> Option<Listener> {
-        let table = spanned.get_ref();
-        let place = spanned.span();
-        let name = self.found.required(
-            "listener.name",
-            &table.name,
-            &place,
-            "name = \"ingest\"",
-            addresses::name,
-        );
-        let bind = self.binds(&table.bind, &place);
-        let upstream = self.chosen_upstream(table, &place, upstreams);
-        let modes = [("v2", ProxyProtocol::V2), ("off", ProxyProtocol::Off)];
-        let proxy_protocol =
-            self.found
-                .word("listener.proxy_protocol", &table.proxy_protocol, &modes);
-        let trusted_peers = match (proxy_protocol, trusts_nobody(&table.trusted_peers)) {
-            (ProxyProtocol::V2, true) => {
-                let span = table
-                    .trusted_peers
-                    .as_ref()
-                    .map_or_else(|| place.clone(), Spanned::span);
-                let problem = "whoever connects here can claim to be anyone, so it must be said whose PROXY headers are believed";
-                let help = "list the subnets of the NLB, for instance trusted_peers = [\"10.20.0.0/16\"]; \
-                            or, where nothing sends a header, proxy_protocol = \"off\"";
-                self.found
-                    .mistake("listener.trusted_peers", problem, help, Some(span));
-                None
-            }
-            _ => Some(
-                self.found
-                    .peers("listener.trusted_peers", &table.trusted_peers)
-                    .unwrap_or(Peers::Anyone),
-            ),
-        };
-        let listener_value = |builder: &mut Self, key: &str, value: &Key, default: Duration| {
-            builder
-                .found
-                .value(&format!("listener.{key}"), value, values::time)
-                .unwrap_or(default)
-        };
-        let first_byte_timeout = listener_value(
-            self,
-            "first_byte_timeout",
-            &table.first_byte_timeout,
-            defaults::FIRST_BYTE_TIMEOUT,
-        );
-        let header_timeout = listener_value(
-            self,
-            "header_timeout",
-            &table.header_timeout,
-            defaults::HEADER_TIMEOUT,
-        );
-        // 16 bytes are fixed and a 16-bit length says what follows (PROXY protocol specification, section 2.2).
-        let max_header = self
-            .found
-            .value("listener.max_header", &table.max_header, |raw| {
-                values::size(raw, 16..=65551)
-            });
-        let crc = self.found.word(
-            "listener.crc",
-            &table.crc,
-            &[("verify", CrcPolicy::Verify), ("ignore", CrcPolicy::Ignore)],
-        );
-        let max_pending = self.found.count(
-            "listener.max_pending",
-            &table.max_pending,
-            defaults::MAX_PENDING,
-        );
-        let max_sessions = self.found.count(
-            "listener.max_sessions",
-            &table.max_sessions,
-            defaults::MAX_SESSIONS,
-        );
-        let session = self.session("listener.session", &table.session);
-        Some(Listener {
-            name: name?,
-            bind: bind?,
-            upstream: upstream?,
-            proxy_protocol,
-            trusted_peers: trusted_peers?,
-            crc,
-            max_header: max_header.unwrap_or(defaults::MAX_HEADER),
-            first_byte_timeout,
-            header_timeout,
-            max_pending,
-            max_sessions,
-            session,
-        })
-    }
-
-    /// `bind` of a listener: one address or a list of them.
-    fn binds(&mut self, key: &Key, place: &Range<usize>) -> Option<Vec<SocketAddr>> {
-        let example = "bind = \"0.0.0.0:8443\"";
-        let binds = match key.as_ref().map(Spanned::get_ref) {
-            Some(Raw::Text(_)) => {
-                let address = self.found.value("listener.bind", key, addresses::bind)?;
-                vec![Spanned::new(key.as_ref()?.span(), address)]
-            }
-            _ => self
-                .found
-                .required_list("listener.bind", key, place, example, addresses::bind)?,
-        };
-        for bind in &binds {
-            self.listeners.push(Placed {
-                key: "listener.bind",
-                value: *bind.get_ref(),
-                span: Some(bind.span()),
-            });
-        }
-        Some(strip(binds))
-    }
-
-    fn chosen_upstream(
-        &mut self,
-        table: &ListenerTable,
-        place: &Range<usize>,
-        upstreams: &[Option<Arc<str>>],
-    ) -> Option<usize> {
-        let names = || upstreams.iter().flatten().map(AsRef::as_ref);
-        let example = format!("upstream = {:?}", names().next().unwrap_or("control-plane"));
-        let wanted = self.found.required(
-            "listener.upstream",
-            &table.upstream,
-            place,
-            &example,
-            addresses::name,
-        )?;
-        let found = upstreams
-            .iter()
-            .position(|name| name.as_ref() == Some(&wanted));
-        if found.is_none() {
-            let list = names()
-                .map(|name| format!("{name:?}"))
-                .collect::<Vec<_>>()
-                .join(", ");
-            let help = match nearest(&wanted, names()) {
-                Some(near) => format!("did you mean {near:?}? There are: {list}"),
-                None if list.is_empty() => format!("add [[upstream]] with name = {wanted:?}"),
-                None => format!("write one of {list}, or add [[upstream]] with name = {wanted:?}"),
-            };
-            let span = table.upstream.as_ref().map(Spanned::span);
-            self.found.mistake(
-                "listener.upstream",
-                &format!("there is no upstream {wanted:?}"),
-                &help,
-                span,
-            );
-        }
-        found
-    }
-
-    fn upstream(&mut self, spanned: &Spanned<UpstreamTable>) -> Option<Upstream> {
-        let table = spanned.get_ref();
-        let place = spanned.span();
-        let name = self.found.required(
-            "upstream.name",
-            &table.name,
-            &place,
-            "name = \"control-plane\"",
-            addresses::name,
-        );
-        let example = "targets = [\"cp.us-east-1.example.internal:443\"]";
-        let targets = self.found.required_list(
-            "upstream.targets",
-            &table.targets,
-            &place,
-            example,
-            addresses::target,
-        );
-        for target in targets.iter().flatten() {
-            self.targets.push(Placed {
-                key: "upstream.targets",
-                value: target.get_ref().clone(),
-                span: Some(target.span()),
-            });
-        }
-        let [connect_timeout, connect_deadline] = self.found.ordered(
-            (
-                "upstream.connect_timeout",
-                &table.connect_timeout,
-                defaults::CONNECT_TIMEOUT,
-            ),
-            (
-                "upstream.connect_deadline",
-                &table.connect_deadline,
-                defaults::CONNECT_DEADLINE,
-            ),
-        );
-        let [min_ttl, max_ttl] = self.found.ordered(
-            ("upstream.min_ttl", &table.min_ttl, defaults::MIN_TTL),
-            ("upstream.max_ttl", &table.max_ttl, defaults::MAX_TTL),
-        );
-        let stale_for = self
-            .found
-            .value("upstream.stale_for", &table.stale_for, |raw| {
-                values::word_or(raw, "forever", values::duration)
-            });
-        let allow_addresses = self.found.list(
-            "upstream.allow_addresses",
-            &table.allow_addresses,
-            addresses::network,
-        );
-        let session = self.session("upstream.session", &table.session);
-        Some(Upstream {
-            name: name?,
-            targets: strip(targets?),
-            connect_timeout,
-            connect_deadline,
-            min_ttl,
-            max_ttl,
-            stale_for: stale_for.flatten(),
-            allow_addresses: allow_addresses.map(strip).unwrap_or_default(),
-            session,
-        })
     }
 
     fn compare_places(&mut self, file: &File) {
@@ -484,9 +275,9 @@ impl Builder {
 }
 
 const LEVELS: [(&str, tracing::Level); 5] = [
-    ("info", tracing::Level::INFO),
     ("error", tracing::Level::ERROR),
     ("warn", tracing::Level::WARN),
+    ("info", tracing::Level::INFO),
     ("debug", tracing::Level::DEBUG),
     ("trace", tracing::Level::TRACE),
 ];

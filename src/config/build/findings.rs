@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::Peers;
-use super::addresses;
-use super::error::Mistake;
-use super::file::{Key, Raw};
-use super::values::{self, Wrong, duration_text};
+use crate::config::Peers;
+use crate::config::addresses;
+use crate::config::error::Mistake;
+use crate::config::file::{Key, Raw};
+use crate::config::values::{self, Wrong, duration_text};
 
 /// The most that any table of ours may be told to hold; far beyond what memory allows, and no typo.
 const MOST: i64 = 10_000_000;
