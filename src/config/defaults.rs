@@ -6,13 +6,13 @@ use std::time::Duration;
 /// `[admin] bind`: local, because nothing asks for a password there.
 pub const ADMIN_BIND: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9900));
 
-/// `[drain] accept_for`: an NLB takes up to about two minutes after the first failed health check to send new connections
-/// elsewhere.
+/// `[drain] accept_for`: new connections keep arriving for about two minutes after a target leaves its NLB.
 pub const DRAIN_ACCEPT_FOR: Duration = Duration::from_secs(150);
 /// `[drain] deadline`: NLB's own deregistration delay by default.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(300);
 
-/// `[session] idle_timeout`: above NLB's 350 s (by default), so that NLB's silent forgetting is met by keepalive first.
+/// `[session] idle_timeout`: far above the 350 s after which NLB forgets a silent connection: keepalive has kept it alive
+/// until then, so that silence is the application's own.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// `[session] half_close_timeout`.
 pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -366,6 +366,12 @@ fn a_deadline_is_not_shorter_than_one_try() {
 }
 
 #[test]
+fn a_value_in_error_is_said_once() {
+    let text = with_in_upstream("connect_timeout = \"20s\"\nconnect_deadline = \"soon\"");
+    assert_eq!(refused(&text).0, ["upstream.connect_deadline"]);
+}
+
+#[test]
 fn a_name_is_used_once() {
     let again = SMALL.replace("8443", "8444");
     let (keys, said) = refused(&format!("{SMALL}{again}"));

@@ -116,6 +116,12 @@ impl Findings {
             .unwrap_or(words[0].1)
     }
 
+    /// A duration above zero.
+    pub(super) fn time(&mut self, key: &str, value: &Key, default: Duration) -> Duration {
+        self.value(key, value, values::time).unwrap_or(default)
+    }
+
+    /// How many there may be, at least one.
     pub(super) fn count(&mut self, key: &str, value: &Key, default: usize) -> usize {
         self.value(key, value, |raw| values::integer(raw, 1..=MOST))
             .unwrap_or(default)
@@ -146,9 +152,10 @@ impl Findings {
         let low = self.value(less.0, less.1, values::time);
         let high = self.value(more.0, more.1, values::time);
         let pair = [low.unwrap_or(less.2), high.unwrap_or(more.2)];
-        // The one that was written is at fault; a value in error was said already.
+        // A value in error was said already, and its default is not what was meant.
+        let comparable = low.is_some() == less.1.is_some() && high.is_some() == more.1.is_some();
         let written = if high.is_some() { more } else { less };
-        if (low.is_some() || high.is_some()) && pair[0] > pair[1] {
+        if comparable && pair[0] > pair[1] {
             let said = |(key, _, _): (&str, &Key, Duration), value, given: bool| {
                 let default = if given { "" } else { " (the default)" };
                 format!(

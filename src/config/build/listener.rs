@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use toml::Spanned;
 
@@ -35,40 +34,14 @@ impl Builder {
         let proxy_protocol =
             self.found
                 .word("listener.proxy_protocol", &table.proxy_protocol, &modes);
-        let trusted_peers = match (proxy_protocol, trusts_nobody(&table.trusted_peers)) {
-            (ProxyProtocol::V2, true) => {
-                let span = table
-                    .trusted_peers
-                    .as_ref()
-                    .map_or_else(|| place.clone(), Spanned::span);
-                let problem = "is missing: whoever connects here can claim to be anyone, so it must be said whose PROXY headers are believed";
-                let help = "list the subnets of the NLB, for instance trusted_peers = [\"10.20.0.0/16\"]; \
-                            or, where nothing sends a header, proxy_protocol = \"off\"";
-                self.found
-                    .mistake("listener.trusted_peers", problem, help, Some(span));
-                None
-            }
-            _ => Some(
-                self.found
-                    .peers("listener.trusted_peers", &table.trusted_peers)
-                    .unwrap_or(Peers::Anyone),
-            ),
-        };
-        let listener_value = |builder: &mut Self, key: &str, value: &Key, default: Duration| {
-            builder
-                .found
-                .value(&format!("listener.{key}"), value, values::time)
-                .unwrap_or(default)
-        };
-        let first_byte_timeout = listener_value(
-            self,
-            "first_byte_timeout",
+        let trusted_peers = self.trusted_peers(&table.trusted_peers, proxy_protocol, &place);
+        let first_byte_timeout = self.found.time(
+            "listener.first_byte_timeout",
             &table.first_byte_timeout,
             defaults::FIRST_BYTE_TIMEOUT,
         );
-        let header_timeout = listener_value(
-            self,
-            "header_timeout",
+        let header_timeout = self.found.time(
+            "listener.header_timeout",
             &table.header_timeout,
             defaults::HEADER_TIMEOUT,
         );
@@ -108,6 +81,32 @@ impl Builder {
             max_sessions,
             session,
         })
+    }
+
+    /// `trusted_peers`: required where headers are believed.
+    fn trusted_peers(
+        &mut self,
+        key: &Key,
+        proxy_protocol: ProxyProtocol,
+        place: &Range<usize>,
+    ) -> Option<Peers> {
+        if proxy_protocol == ProxyProtocol::V2 && trusts_nobody(key) {
+            let state = if key.is_none() { "missing" } else { "empty" };
+            let problem = format!(
+                "is {state}: whoever connects here can claim to be anyone, so it must be said whose PROXY headers are believed"
+            );
+            let help = "list the subnets of the NLB, for instance trusted_peers = [\"10.20.0.0/16\"]; \
+                        or, where nothing sends a header, proxy_protocol = \"off\"";
+            let span = key.as_ref().map_or_else(|| place.clone(), Spanned::span);
+            self.found
+                .mistake("listener.trusted_peers", &problem, help, Some(span));
+            return None;
+        }
+        Some(
+            self.found
+                .peers("listener.trusted_peers", key)
+                .unwrap_or(Peers::Anyone),
+        )
     }
 
     /// `bind` of a listener: one address or a list of them.
