@@ -1,0 +1,110 @@
+//! Reads exactly one header from a client socket, however it arrives.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::BufMut;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::decode::{Rules, decode};
+use super::header::{Addresses, Command, HeaderError};
+
+/// A connection before its header is whole, and all there is to it: a successor could go on from these four values.
+#[derive(Debug)]
+pub struct Pending {
+    /// The accepted socket.
+    pub client: TcpStream,
+    /// Its address: an NLB node, IPv4-mapped addresses made IPv4.
+    pub peer: SocketAddr,
+    /// What was read so far. Holds no memory until the first byte.
+    pub read: Vec<u8>,
+    /// When the wait ends: for the first byte, later for the rest of the header.
+    pub deadline: Instant,
+}
+
+/// A whole header, taken out of the stream.
+#[derive(Debug)]
+pub struct Received {
+    /// Health check or client.
+    pub command: Command,
+    /// The consumer's endpoint id.
+    pub endpoint: Option<String>,
+    /// Source and destination of the client's connection.
+    pub addresses: Option<Addresses>,
+    /// Bytes of the stream that came with the header: the first of the payload.
+    pub payload: Vec<u8>,
+}
+
+/// Why there is no header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoHeader {
+    /// The connection ended without a byte: a TCP health check, or a client that thought better of it.
+    Empty,
+    /// It is refused.
+    Refused(HeaderError),
+}
+
+/// Bytes read at a time: NLB's header is 100, so that one read takes it and a small first message.
+const READ_AHEAD: usize = 1024;
+
+/// Waits for a whole header: `pending.deadline` for its first byte, then `header_timeout` for the rest.
+///
+/// `on_first_byte` is called once when the connection stops being silent.
+///
+/// # Errors
+/// [`NoHeader`]; nothing was answered and the socket is still open.
+pub async fn read_header(
+    pending: &mut Pending,
+    rules: Rules,
+    header_timeout: Duration,
+    on_first_byte: impl FnOnce(),
+) -> Result<Received, NoHeader> {
+    let mut on_first_byte = Some(on_first_byte);
+    loop {
+        let silent = pending.read.is_empty();
+        let timeout = match silent {
+            true => HeaderError::FirstByteTimeout,
+            false => HeaderError::HeaderTimeout,
+        };
+        match timeout_at(pending.deadline, pending.client.readable()).await {
+            Err(_) => return Err(NoHeader::Refused(timeout)),
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(ended(silent)),
+        }
+        match take(&pending.client, &mut pending.read, rules.max_header) {
+            Ok(0) => return Err(ended(silent)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return Err(ended(silent)),
+        }
+        if let Some(on_first_byte) = on_first_byte.take() {
+            on_first_byte();
+            pending.deadline = Instant::now() + header_timeout;
+        }
+        if let Some(header) = decode(&pending.read, rules).map_err(NoHeader::Refused)? {
+            return Ok(Received {
+                command: header.command,
+                endpoint: header.endpoint.map(str::to_owned),
+                addresses: header.addresses,
+                payload: pending.read[header.len..].to_vec(),
+            });
+        }
+    }
+}
+
+/// One read, straight into `buffer`; whatever it brings stays within `max_header` and one read's worth of payload.
+fn take(client: &TcpStream, buffer: &mut Vec<u8>, max_header: usize) -> io::Result<usize> {
+    let room = READ_AHEAD.min(max_header.max(READ_AHEAD) - buffer.len());
+    buffer.reserve_exact(room);
+    client.try_read_buf(&mut buffer.limit(room))
+}
+
+/// A reset counts as an end: a health check may close either way.
+fn ended(silent: bool) -> NoHeader {
+    match silent {
+        true => NoHeader::Empty,
+        false => NoHeader::Refused(HeaderError::ClosedEarly),
+    }
+}
