@@ -1,0 +1,110 @@
+//! The words that things are counted by. Each list is closed: a metric has exactly these labels.
+
+/// Defines an enum whose variants have a name in metrics and a place in an array of counters.
+macro_rules! counted_by {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in the order of its discriminant.
+            pub const ALL: [Self; [$($text),+].len()] = [$(Self::$variant),+];
+
+            /// The name in metrics and logs.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+counted_by! {
+    /// Which way bytes go.
+    Direction {
+        /// From the client to the upstream.
+        ToUpstream = "to_upstream",
+        /// From the upstream to the client.
+        ToClient = "to_client",
+    }
+}
+
+counted_by! {
+    /// Why a session ended. Every session has exactly one.
+    CloseReason {
+        /// Both sides sent their FIN and every byte was passed on.
+        Completed = "completed",
+        /// The client's side was reset.
+        ClientReset = "client_reset",
+        /// The upstream's side was reset.
+        UpstreamReset = "upstream_reset",
+        /// The client stopped answering (keepalive or user timeout).
+        ClientTimeout = "client_timeout",
+        /// The upstream stopped answering.
+        UpstreamTimeout = "upstream_timeout",
+        /// No byte in either direction for `idle_timeout`.
+        IdleTimeout = "idle_timeout",
+        /// One side was finished and the other said nothing for `half_close_timeout`.
+        HalfCloseTimeout = "half_close_timeout",
+        /// Older than `max_age`.
+        MaxAge = "max_age",
+        /// No address of the upstream took the connection.
+        ConnectFailed = "connect_failed",
+        /// The upstream has no address.
+        NoAddress = "no_address",
+        /// Still open at the drain's deadline.
+        Drained = "drained",
+        /// A fault of ours.
+        Error = "error",
+    }
+}
+
+counted_by! {
+    /// Why a connection was turned away without a session.
+    Refusal {
+        /// Too many connections without a whole header: the oldest silent one goes.
+        Pending = "pending",
+        /// The listener has `max_sessions`.
+        ListenerLimit = "listener_limit",
+        /// It had no whole header when the drain's deadline came.
+        Draining = "draining",
+    }
+}
+
+counted_by! {
+    /// Errors of accept(2), by what they mean for the listener.
+    AcceptError {
+        /// The connection was gone before it was taken; the next one is unharmed.
+        Connection = "connection",
+        /// No descriptor or memory left: accepting pauses and goes on.
+        Resources = "resources",
+        /// Anything else: the same pause.
+        Other = "other",
+    }
+}
+
+counted_by! {
+    /// How bytes were moved.
+    RelayPath {
+        /// Through the worker's buffer.
+        Copy = "copy",
+        /// Through a pipe, by splice(2).
+        Splice = "splice",
+    }
+}
+
+counted_by! {
+    /// Why a direction went back to copying.
+    Fallback {
+        /// No pipe could be made (descriptors).
+        NoPipe = "no_pipe",
+        /// The pipe stayed smaller than wanted (`fs.pipe-user-pages-soft`).
+        SmallPipe = "small_pipe",
+        /// All pipes this worker may have are lent.
+        Exhausted = "exhausted",
+        /// splice(2) itself refused.
+        Splice = "splice",
+    }
+}
