@@ -1,0 +1,208 @@
+//! Does what a [`Half`] says, until it waits, fails or has had its turn.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::pipe::{SpliceFlags, splice};
+
+use super::half::{Half, Next};
+use super::pipes::{PIPE_SIZE, Pipes};
+use crate::account::{Direction, Fallback, Meter, RelayPath, WorkerShard};
+use crate::sys::pipe::Pipe;
+
+/// What one direction moves in a turn before the others get theirs.
+const TURN_BYTES: u64 = 1024 * 1024;
+
+/// Calls in a turn: bounds what many tiny reads cost.
+const TURN_CALLS: u32 = 64;
+
+/// How a direction's turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It waits for an event, or is done.
+    Over,
+    /// It has more to do.
+    More,
+    /// A read failed.
+    SourceFailed(Errno),
+    /// A write failed.
+    SinkFailed(Errno),
+}
+
+/// A direction with everything its turn needs.
+pub(super) struct Pump<'a> {
+    pub(super) direction: Direction,
+    pub(super) half: &'a mut Half,
+    pub(super) pipe: &'a mut Option<Pipe>,
+    pub(super) source: &'a OwnedFd,
+    pub(super) sink: &'a OwnedFd,
+    pub(super) meter: &'a Meter,
+    pub(super) buffer: &'a mut [u8],
+    pub(super) pipes: &'a mut Pipes,
+    pub(super) shard: &'a WorkerShard,
+    /// Bytes the sink took in this turn.
+    pub(super) moved: u64,
+}
+
+/// Never SPLICE_F_MORE: it holds the last segment back for up to 200 ms.
+const SPLICE: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
+
+impl Pump<'_> {
+    /// One turn. A pipe is kept beyond it only while it holds bytes.
+    pub(super) fn turn(&mut self) -> Turn {
+        let turn = self.steps();
+        if self.half.in_pipe() == 0
+            && let Some(pipe) = self.pipe.take()
+        {
+            self.pipes.give_back(pipe, self.shard);
+        }
+        turn
+    }
+
+    fn steps(&mut self) -> Turn {
+        for _ in 0..TURN_CALLS {
+            if self.moved >= TURN_BYTES {
+                return Turn::More;
+            }
+            let failed = match self.half.next() {
+                Next::Wait | Next::Done => return Turn::Over,
+                Next::SendKept => self.send_kept(),
+                Next::Copy { limit } => self.copy(limit),
+                Next::Fill => self.fill(),
+                Next::Flush => self.flush(),
+                Next::PassFin => self.pass_fin(),
+            };
+            if let Err(turn) = failed {
+                return turn;
+            }
+        }
+        Turn::More
+    }
+
+    fn send_kept(&mut self) -> Result<(), Turn> {
+        match send(self.sink, self.half.kept(), SendFlags::NOSIGNAL) {
+            Ok(n) => {
+                self.book(n, RelayPath::Copy);
+                self.half.sent_kept(n);
+                Ok(())
+            }
+            Err(errno) => self.sink_said(errno),
+        }
+    }
+
+    fn copy(&mut self, limit: usize) -> Result<(), Turn> {
+        let room = &mut self.buffer[..limit];
+        let n = match recv(self.source, &mut *room, RecvFlags::empty()) {
+            Ok((n, _)) => n,
+            Err(errno) => return self.source_said(errno),
+        };
+        self.half.received(n, limit);
+        if n == 0 {
+            return Ok(());
+        }
+        match send(self.sink, &self.buffer[..n], SendFlags::NOSIGNAL) {
+            Ok(sent) => {
+                self.book(sent, RelayPath::Copy);
+                match sent < n {
+                    true => self.half.keep(&self.buffer[sent..n]),
+                    false => self.half.passed_on(),
+                }
+                Ok(())
+            }
+            Err(Errno::AGAIN) => {
+                self.half.keep(&self.buffer[..n]);
+                Ok(())
+            }
+            Err(errno) => Err(Turn::SinkFailed(errno)),
+        }
+    }
+
+    fn fill(&mut self) -> Result<(), Turn> {
+        let pipe = match self
+            .pipe
+            .take()
+            .map_or_else(|| self.pipes.lend(self.shard), Ok)
+        {
+            Ok(pipe) => self.pipe.insert(pipe),
+            Err(fallback) => {
+                self.fall_back(fallback);
+                return Ok(());
+            }
+        };
+        match splice(self.source, None, &pipe.input, None, PIPE_SIZE, SPLICE) {
+            Ok(n) => {
+                self.half.filled(n);
+                Ok(())
+            }
+            // The pipe is empty, so it is the source that has nothing.
+            Err(Errno::AGAIN) => self.source_said(Errno::AGAIN),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOMEM | Errno::PERM) => {
+                self.fall_back(Fallback::Splice);
+                Ok(())
+            }
+            Err(errno) => self.source_said(errno),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Turn> {
+        let Some(pipe) = self.pipe.as_ref() else {
+            return Err(Turn::SinkFailed(Errno::BADF)); // bytes without their pipe: a fault of ours, told as an error
+        };
+        match splice(
+            &pipe.output,
+            None,
+            self.sink,
+            None,
+            self.half.in_pipe(),
+            SPLICE,
+        ) {
+            Ok(0) => Err(Turn::SinkFailed(Errno::PIPE)),
+            Ok(n) => {
+                self.book(n, RelayPath::Splice);
+                self.half.flushed(n);
+                Ok(())
+            }
+            Err(errno) => self.sink_said(errno),
+        }
+    }
+
+    fn pass_fin(&mut self) -> Result<(), Turn> {
+        match shutdown(self.sink, Shutdown::Write) {
+            Ok(()) => {
+                self.half.fin_passed();
+                Ok(())
+            }
+            Err(errno) => Err(Turn::SinkFailed(errno)),
+        }
+    }
+
+    fn fall_back(&mut self, why: Fallback) {
+        self.shard.fallbacks[why as usize].add(1);
+        self.half.copy_again();
+    }
+
+    fn book(&mut self, n: usize, path: RelayPath) {
+        self.moved += n as u64;
+        self.meter.moved(self.direction, n);
+        self.shard.relayed[path as usize].add(n as u64);
+    }
+
+    fn source_said(&mut self, errno: Errno) -> Result<(), Turn> {
+        match errno {
+            Errno::AGAIN => self.half.source_blocked(),
+            Errno::INTR => {}
+            errno => return Err(Turn::SourceFailed(errno)),
+        }
+        Ok(())
+    }
+
+    fn sink_said(&mut self, errno: Errno) -> Result<(), Turn> {
+        match errno {
+            Errno::AGAIN => self.half.sink_blocked(),
+            Errno::INTR => {}
+            errno => return Err(Turn::SinkFailed(errno)),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! A session in its relaying phase, as plain data, and the decisions about its end.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::half::{Half, Next};
+use super::lifetime::{Lifetime, Phase};
+use super::timer::Millis;
+use crate::account::{CloseReason, Direction, Meter};
+use crate::config::{RelayMode, SessionLimits};
+use crate::sys::pipe::Pipe;
+use crate::sys::socket::unacknowledged;
+
+/// What the engine takes over once both sockets are connected. Both must be non-blocking and have no other descriptor.
+#[derive(Debug)]
+pub struct NewSession {
+    /// Towards the balancer.
+    pub client_socket: OwnedFd,
+    /// Towards the control plane.
+    pub upstream_socket: OwnedFd,
+    /// Payload that was read behind the header.
+    pub first: Vec<u8>,
+    /// Its hold on the account.
+    pub meter: Meter,
+    /// Its bounds.
+    pub limits: Rc<SessionLimits>,
+    /// Who is talking to whom, for the log.
+    pub parties: Parties,
+    /// Its place among the listener's `max_sessions`; free again when the session ends.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// The addresses of a session.
+#[derive(Debug, Clone, Copy)]
+pub struct Parties {
+    /// The client, as the header tells it.
+    pub client: SocketAddr,
+    /// Who really connected: an NLB node.
+    pub peer: SocketAddr,
+    /// Where it is forwarded to.
+    pub address: SocketAddr,
+}
+
+/// One of a session's two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Upstream,
+}
+
+impl Side {
+    pub(super) const ALL: [Self; 2] = [Self::Client, Self::Upstream];
+
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Upstream,
+            Self::Upstream => Self::Client,
+        }
+    }
+
+    /// The direction whose source this side is.
+    pub(super) fn outgoing(self) -> Direction {
+        match self {
+            Self::Client => Direction::ToUpstream,
+            Self::Upstream => Direction::ToClient,
+        }
+    }
+
+    /// The reason a session has when this side failed.
+    pub(super) fn failed_with(self, errno: Errno) -> CloseReason {
+        let silent = matches!(
+            errno,
+            Errno::TIMEDOUT | Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::HOSTDOWN
+        );
+        match (self, silent) {
+            (Self::Client, false) => CloseReason::ClientReset,
+            (Self::Client, true) => CloseReason::ClientTimeout,
+            (Self::Upstream, false) => CloseReason::UpstreamReset,
+            (Self::Upstream, true) => CloseReason::UpstreamTimeout,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) sockets: [OwnedFd; 2],
+    pub(super) halves: [Half; 2],
+    pub(super) pipes: [Option<Pipe>; 2],
+    pub(super) meter: Meter,
+    pub(super) bytes: [u64; 2],
+    pub(super) lifetime: Lifetime,
+    pub(super) parties: Parties,
+    /// Held, never read: its drop frees the place.
+    _place: OwnedSemaphorePermit,
+    /// Its entry in the timers.
+    pub(super) due: Option<Millis>,
+    /// The side that failed first, and what the session will be closed with once the other got what was under way.
+    pub(super) lost: Option<(Side, CloseReason)>,
+    /// It is on the engine's list of those with more to do.
+    pub(super) queued: bool,
+}
+
+impl Session {
+    pub(super) fn new(new: NewSession, mode: RelayMode, now: Millis) -> Self {
+        Self {
+            sockets: [new.client_socket, new.upstream_socket],
+            halves: [Half::new(mode, new.first), Half::new(mode, Vec::new())],
+            pipes: [None, None],
+            meter: new.meter,
+            bytes: [0; 2],
+            lifetime: Lifetime::new(new.limits, now),
+            parties: new.parties,
+            _place: new.place,
+            due: None,
+            lost: None,
+            queued: false,
+        }
+    }
+
+    pub(super) fn half(&mut self, direction: Direction) -> &mut Half {
+        &mut self.halves[direction as usize]
+    }
+
+    /// Whether neither direction has anything left to do.
+    pub(super) fn is_complete(&self) -> bool {
+        self.halves.iter().all(|half| half.next() == Next::Done)
+    }
+
+    /// What it waits for.
+    pub(super) fn phase(&self) -> Phase {
+        match self.lost {
+            Some((_, reason)) => Phase::Resetting(reason),
+            None if self.halves.iter().any(Half::is_finished) => Phase::Closing,
+            None => Phase::Open,
+        }
+    }
+}
+
+/// Bytes that were taken from one side and that the other has not acknowledged, here and in the kernel.
+pub(super) fn undelivered(
+    halves: &[Half; 2],
+    sockets: &[OwnedFd; 2],
+    lost: Option<(Side, CloseReason)>,
+) -> u64 {
+    let held: usize = halves.iter().map(Half::held).sum();
+    let reachable = Side::ALL
+        .into_iter()
+        .filter(|side| lost.is_none_or(|lost| lost.0 != *side));
+    let in_kernel = reachable.filter_map(|side| unacknowledged(&sockets[side as usize]).ok());
+    held as u64 + in_kernel.map(u64::from).sum::<u64>()
+}

@@ -1,0 +1,24 @@
+//! An epoll instance of our own that tokio tells us about.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::event::epoll;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A new epoll instance, registered with the runtime of the calling thread: readable when it has events.
+///
+/// # Errors
+/// No descriptor or memory left.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn epoll_in_runtime() -> io::Result<AsyncFd<OwnedFd>> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    // SAFETY: `register_with_interest` wants the descriptor to stay open and to be the same one for as long as the
+    // `AsyncFd` lives. An `OwnedFd` is closed only when it is dropped, its `as_raw_fd` never changes, and it is moved into
+    // the `AsyncFd` here.
+    let registered = unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
+}
