@@ -1,0 +1,115 @@
+//! Dials an upstream: its addresses in turn, each at most once, within the bounds of a try and of all tries together.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, warn};
+
+use super::Upstream;
+use crate::config::SessionLimits;
+use crate::leg;
+use crate::telemetry::LogLimiter;
+
+/// Why no connection was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectError {
+    /// The upstream has no address, or none became known in time.
+    NoAddress,
+    /// Every address that there was time for failed.
+    Failed,
+}
+
+/// One worker's way to an upstream: takes its addresses in turn.
+#[derive(Debug)]
+pub struct Dialer {
+    upstream: Arc<Upstream>,
+    /// Where the next session begins in the list.
+    turn: Cell<usize>,
+    failures: LogLimiter,
+}
+
+impl Dialer {
+    /// `worker` sets where the turns begin, so that workers do not go round in step.
+    #[must_use]
+    pub fn new(upstream: Arc<Upstream>, worker: usize) -> Self {
+        Self {
+            upstream,
+            turn: Cell::new(worker),
+            failures: LogLimiter::default(),
+        }
+    }
+
+    /// A connection to one of the addresses, with the leg's options set.
+    ///
+    /// # Errors
+    /// [`ConnectError`], after `connect_deadline` at the latest.
+    pub async fn connect(
+        &self,
+        limits: &SessionLimits,
+    ) -> Result<(TcpStream, SocketAddr), ConnectError> {
+        let deadline = Instant::now() + self.upstream.connect_deadline;
+        let addresses = self.addresses(deadline).await?;
+        let first = self.turn.get();
+        self.turn.set(first.wrapping_add(1));
+        for n in 0..addresses.len() {
+            let address = addresses[first.wrapping_add(n) % addresses.len()];
+            let began = Instant::now();
+            let until = deadline.min(began + self.upstream.connect_timeout);
+            let error = match timeout_at(until, dial(address, limits)).await {
+                Ok(Ok(stream)) => {
+                    self.upstream
+                        .connect_seconds
+                        .observe(began.elapsed().as_secs_f64());
+                    return Ok((stream, address));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => io::ErrorKind::TimedOut.into(),
+            };
+            self.failed(address, &error);
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(ConnectError::Failed)
+    }
+
+    /// The list as it is now; waits for the first look-up of a process that has just started.
+    async fn addresses(&self, deadline: Instant) -> Result<Arc<[SocketAddr]>, ConnectError> {
+        let mut published = self.upstream.published.subscribe();
+        let known =
+            published.wait_for(|published| published.looked_up || !published.addresses.is_empty());
+        let addresses = match timeout_at(deadline, known).await {
+            Ok(Ok(published)) => published.addresses.clone(),
+            Ok(Err(_)) | Err(_) => return Err(ConnectError::NoAddress),
+        };
+        if addresses.is_empty() {
+            self.upstream.refresh.notify_waiters();
+            return Err(ConnectError::NoAddress);
+        }
+        Ok(addresses)
+    }
+
+    fn failed(&self, address: SocketAddr, error: &io::Error) {
+        self.upstream.refresh.notify_waiters();
+        let upstream = &*self.upstream.name;
+        match self.failures.allow(Instant::now().into_std()) {
+            Some(suppressed) => {
+                warn!(upstream, %address, %error, suppressed, "cannot connect to the upstream")
+            }
+            None => debug!(upstream, %address, %error, "cannot connect to the upstream"),
+        }
+    }
+}
+
+async fn dial(address: SocketAddr, limits: &SessionLimits) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    leg::set_options(&socket, limits)?;
+    socket.connect(address).await
+}
