@@ -1,0 +1,101 @@
+//! Answers to "are you alive" and "should you get traffic".
+//!
+//! Deliberately shallow: a target that the balancer takes for unhealthy has all its connections reset, so neither answer depends
+//! on an upstream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::http::{self, Answer, Requests, Text};
+use crate::config::{CrcPolicy, Peers};
+use crate::drain::Phase;
+use crate::leg;
+use crate::proxy_protocol::decode::{Rules, decode};
+
+/// Longest wait for a health check to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longest wait for a health check that came to the traffic port.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// A header in front of a health check is skipped, whatever it says.
+const RULES: Rules = Rules {
+    max_header: 4096,
+    crc: CrcPolicy::Ignore,
+};
+
+/// Answers a health check that came to the traffic port, behind its LOCAL header: as `/readyz` would, whatever the path. One that
+/// sends nothing (a TCP check) gets nothing. `sent` was read already.
+pub async fn answer(client: TcpStream, sent: Vec<u8>, phase: Phase) {
+    let serving = http::serve(client, sent, Requests::One, move |_, _| ready(phase));
+    let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
+}
+
+/// The answer for a path of the health and admin ports.
+pub(super) fn check(path: &str, phase: Phase) -> Answer {
+    match path {
+        "/healthz" => Text(StatusCode::OK, "alive\n".to_owned()).into(),
+        "/readyz" => ready(phase),
+        _ => Text(
+            StatusCode::NOT_FOUND,
+            "/healthz, /readyz; /metrics and /status on the admin port\n".to_owned(),
+        )
+        .into(),
+    }
+}
+
+fn ready(phase: Phase) -> Answer {
+    let status = match phase.is_ready() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Text(status, format!("{}\n", phase.name())).into()
+}
+
+/// Serves the health port, for ever: requests with or without a PROXY protocol header in front.
+pub async fn serve(listener: TcpListener, trusted: Peers, phase: watch::Receiver<Phase>) {
+    let trusted = Arc::new(trusted);
+    super::serve_each(listener, move |mut stream, peer| {
+        let (trusted, phase) = (trusted.clone(), phase.clone());
+        async move {
+            if !trusted.contains(peer.ip()) {
+                return leg::reset_on_close(&stream);
+            }
+            if let Ok(Some(request)) = timeout(PATIENCE, skip_header(&mut stream)).await {
+                http::serve(stream, request, Requests::One, |_, path| {
+                    check(path, *phase.borrow())
+                })
+                .await;
+            }
+        }
+    })
+    .await;
+}
+
+/// What follows the header, or everything where there is none; `None` when the connection ended first.
+async fn skip_header(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    use tokio::io::AsyncReadExt;
+    let mut read = Vec::with_capacity(1024);
+    loop {
+        match decode(&read, RULES) {
+            Ok(Some(header)) => return Some(read.split_off(header.len)),
+            Ok(None) => {}
+            Err(_) => return Some(read),
+        }
+        let room = RULES.max_header + 1024 - read.len();
+        if (&mut *stream)
+            .take(room as u64)
+            .read_buf(&mut read)
+            .await
+            .ok()?
+            == 0
+        {
+            return None;
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! `/metrics`: a snapshot of the books in Prometheus' text format.
+//!
+//! Nothing on the data path knows of Prometheus, except the connect histogram: families are built from a snapshot at each scrape.
+//! Their number is bounded by `metrics.max_endpoints`.
+
+use std::collections::{BTreeMap, HashSet};
+
+use prometheus::core::Collector;
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+
+use super::View;
+use crate::account::{
+    AcceptError, AccountTotals, CloseReason, Direction, Fallback, Refusal, RelayPath, Snapshot,
+};
+use crate::proxy_protocol::header::HeaderError;
+
+/// Where endpoints beyond `metrics.max_endpoints` are added up.
+const OTHER: &str = "other";
+
+/// Everything, as text.
+pub(super) fn encode(view: &View) -> prometheus::Result<String> {
+    let snapshot = view.books.snapshot();
+    let mut families = of_accounts(&snapshot, view.max_metric_endpoints);
+    families.extend(of_listeners(&snapshot, view));
+    families.extend(of_upstreams(view));
+    families.extend(of_workers(&snapshot));
+    families.push(build_info());
+    families.retain(|family| !family.get_metric().is_empty());
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&families, &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn of_accounts(snapshot: &Snapshot, max_endpoints: usize) -> Vec<MetricFamily> {
+    let mut opened = counter(
+        "tollgate_connections_opened_total",
+        "Connections opened: after header and route, before connect.",
+    );
+    let mut active = gauge("tollgate_connections_active", "Connections open now.");
+    let mut closed = counter(
+        "tollgate_connections_closed_total",
+        "Connections closed, by reason.",
+    );
+    let mut bytes = counter(
+        "tollgate_bytes_total",
+        "Payload bytes that the destination socket took, by direction.",
+    );
+    let mut overflowed = counter(
+        "tollgate_accounts_overflowed_total",
+        "Connections booked to the endpoint overflow because accounts.max was reached.",
+    );
+    overflowed.add(&[], snapshot.overflowed);
+    for account in within(&snapshot.accounts, max_endpoints) {
+        let key = &account.key;
+        let labels = [
+            ("listener", &*key.listener),
+            ("endpoint", &*key.endpoint),
+            ("upstream", &*key.upstream),
+        ];
+        let with = |name, value| [&labels[..], &[(name, value)]].concat();
+        opened.add(&labels, account.opened);
+        active.add(&labels, account.active());
+        for reason in CloseReason::ALL {
+            closed.add(
+                &with("reason", reason.name()),
+                account.closed[reason as usize],
+            );
+        }
+        for direction in Direction::ALL {
+            bytes.add(
+                &with("direction", direction.name()),
+                account.bytes[direction as usize],
+            );
+        }
+    }
+    [opened, active, closed, bytes, overflowed]
+        .map(Family::into_proto)
+        .into()
+}
+
+/// The accounts of the endpoints that came first, and the rest added up by listener and upstream. First come stays: a series does not
+/// change its meaning while the process lives.
+fn within(accounts: &[AccountTotals], max_endpoints: usize) -> Vec<AccountTotals> {
+    let mut shown = HashSet::new();
+    let mut kept = Vec::new();
+    let mut others: BTreeMap<(&str, &str), AccountTotals> = BTreeMap::new();
+    for account in accounts {
+        let key = &account.key;
+        if shown.contains(&key.endpoint) || shown.len() < max_endpoints {
+            shown.insert(key.endpoint.clone());
+            kept.push(account.clone());
+            continue;
+        }
+        let other = others
+            .entry((&key.listener, &key.upstream))
+            .or_insert_with(|| {
+                let key = crate::account::AccountKey {
+                    endpoint: OTHER.into(),
+                    ..key.clone()
+                };
+                AccountTotals {
+                    key,
+                    opened: 0,
+                    closed: Default::default(),
+                    bytes: Default::default(),
+                }
+            });
+        other.opened += account.opened;
+        for (sum, n) in other.closed.iter_mut().zip(account.closed) {
+            *sum += n;
+        }
+        for (sum, n) in other.bytes.iter_mut().zip(account.bytes) {
+            *sum += n;
+        }
+    }
+    kept.extend(others.into_values());
+    kept
+}
+
+fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
+    let mut header_errors = counter(
+        "tollgate_header_errors_total",
+        "Connections refused for their PROXY protocol header, by error.",
+    );
+    let mut refused = counter(
+        "tollgate_refused_total",
+        "Connections turned away, by reason.",
+    );
+    let mut accept_errors = counter(
+        "tollgate_accept_errors_total",
+        "Errors of accept(2): of the connection, for want of resources, other.",
+    );
+    let mut health_checks = counter(
+        "tollgate_health_checks_total",
+        "LOCAL headers: the balancer's own connections.",
+    );
+    let mut empty = counter(
+        "tollgate_empty_connections_total",
+        "Connections that ended without a byte.",
+    );
+    let mut pending = gauge(
+        "tollgate_connections_pending",
+        "Connections without a whole header.",
+    );
+    for (listener, room) in snapshot.listeners.iter().zip(&view.rooms) {
+        let labels = [("listener", &*listener.name)];
+        let with = |name, value| [labels[0], (name, value)];
+        for error in HeaderError::ALL {
+            header_errors.add(
+                &with("error", error.name()),
+                listener.header_errors[error as usize],
+            );
+        }
+        for reason in Refusal::ALL {
+            refused.add(
+                &with("reason", reason.name()),
+                listener.refused[reason as usize],
+            );
+        }
+        for error in AcceptError::ALL {
+            accept_errors.add(
+                &with("error", error.name()),
+                listener.accept_errors[error as usize],
+            );
+        }
+        health_checks.add(&labels, listener.health_checks);
+        empty.add(&labels, listener.empty);
+        pending.add(&labels, room.taken_pending() as u64);
+    }
+    [
+        header_errors,
+        refused,
+        accept_errors,
+        health_checks,
+        empty,
+        pending,
+    ]
+    .map(Family::into_proto)
+    .into()
+}
+
+fn of_upstreams(view: &View) -> Vec<MetricFamily> {
+    let mut addresses = gauge(
+        "tollgate_upstream_addresses",
+        "Addresses of a target: from a good answer, or stale because the name does not resolve now.",
+    );
+    let mut connect: Option<MetricFamily> = None;
+    for upstream in &view.upstreams {
+        for target in upstream.targets() {
+            let known = target.addresses.len() as u64;
+            let (fresh, stale) = if target.failure.is_none() {
+                (known, 0)
+            } else {
+                (0, known)
+            };
+            for (state, n) in [("fresh", fresh), ("stale", stale)] {
+                let labels = [
+                    ("upstream", &*upstream.name),
+                    ("target", &*target.target),
+                    ("state", state),
+                ];
+                addresses.add(&labels, n);
+            }
+        }
+        for mut family in upstream.connect_seconds.collect() {
+            match &mut connect {
+                Some(connect) => connect.mut_metric().extend(family.take_metric()),
+                None => connect = Some(family),
+            }
+        }
+    }
+    [addresses.into_proto()]
+        .into_iter()
+        .chain(connect)
+        .collect()
+}
+
+fn of_workers(snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let workers = &snapshot.workers;
+    let mut relayed = counter(
+        "tollgate_relay_bytes_total",
+        "Bytes moved, by the way they took.",
+    );
+    let mut fallbacks = counter(
+        "tollgate_splice_fallbacks_total",
+        "Directions that went back to copying, by reason.",
+    );
+    let mut pipes = gauge(
+        "tollgate_pipes",
+        "Pipes: lent to a direction with bytes in flight, or idle.",
+    );
+    for path in RelayPath::ALL {
+        relayed.add(&[("mode", path.name())], workers.relayed[path as usize]);
+    }
+    for reason in Fallback::ALL {
+        fallbacks.add(
+            &[("reason", reason.name())],
+            workers.fallbacks[reason as usize],
+        );
+    }
+    pipes.add(&[("state", "lent")], workers.pipes_lent);
+    pipes.add(&[("state", "idle")], workers.pipes_idle);
+    [relayed, fallbacks, pipes].map(Family::into_proto).into()
+}
+
+fn build_info() -> MetricFamily {
+    let mut info = gauge("tollgate_build_info", "The version that runs; always 1.");
+    info.add(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    info.into_proto()
+}
+
+/// A metric family in the making.
+struct Family {
+    proto: MetricFamily,
+    kind: MetricType,
+}
+
+fn counter(name: &str, help: &str) -> Family {
+    Family::new(name, help, MetricType::COUNTER)
+}
+
+fn gauge(name: &str, help: &str) -> Family {
+    Family::new(name, help, MetricType::GAUGE)
+}
+
+impl Family {
+    fn new(name: &str, help: &str, kind: MetricType) -> Self {
+        let mut proto = MetricFamily::default();
+        proto.set_name(name.to_owned());
+        proto.set_help(help.to_owned());
+        proto.set_field_type(kind);
+        Self { proto, kind }
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "Prometheus' numbers are floats: whole up to 2^53, 9 PB"
+    )]
+    fn add(&mut self, labels: &[(&str, &str)], value: u64) {
+        let mut metric = Metric::default();
+        metric.set_label(
+            labels
+                .iter()
+                .map(|(name, value)| {
+                    let mut label = LabelPair::default();
+                    label.set_name((*name).to_owned());
+                    label.set_value((*value).to_owned());
+                    label
+                })
+                .collect(),
+        );
+        match self.kind {
+            MetricType::COUNTER => {
+                let mut counter = Counter::default();
+                counter.set_value(value as f64);
+                metric.set_counter(counter);
+            }
+            _ => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value as f64);
+                metric.set_gauge(gauge);
+            }
+        }
+        self.proto.mut_metric().push(metric);
+    }
+
+    fn into_proto(self) -> MetricFamily {
+        self.proto
+    }
+}

@@ -1,0 +1,118 @@
+//! What the process shows of itself: `/metrics`, `/healthz`, `/readyz`, `/status`, and the health port.
+//!
+//! Reads snapshots and never touches a session. Everything here runs on the control thread, except the answer to a health
+//! check that came to the traffic port ([`health::answer`]).
+
+pub mod health;
+mod http;
+mod metrics;
+mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use crate::account::Books;
+use crate::drain::Phase;
+use crate::upstream::Upstream;
+use http::{Answer, Json, Requests, Text};
+
+/// Connections served at once on the admin port, and as many on the health port; further ones wait in the accept queue.
+const CONNECTIONS: usize = 64;
+
+/// How long accepting rests after an error.
+const REST: Duration = Duration::from_millis(100);
+
+/// What the admin side can see.
+#[derive(Debug)]
+pub struct View {
+    /// The books.
+    pub books: Arc<Books>,
+    /// The upstreams, in the order of the configuration.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Room in each listener, in the order of the configuration.
+    pub rooms: Vec<Room>,
+    /// How far the process is on its way out.
+    pub phase: watch::Receiver<Phase>,
+    /// Data workers.
+    pub workers: usize,
+    /// Endpoints shown one by one in `/metrics`.
+    pub max_metric_endpoints: usize,
+    /// When the process began to serve.
+    pub began: Instant,
+}
+
+/// How full a listener is.
+#[derive(Debug, Clone)]
+pub struct Room {
+    /// Addresses it listens on.
+    pub addresses: Vec<SocketAddr>,
+    /// `max_pending` and what of it is free.
+    pub max_pending: usize,
+    /// See `max_pending`.
+    pub pending: Arc<Semaphore>,
+    /// `max_sessions` and what of it is free.
+    pub max_sessions: usize,
+    /// See `max_sessions`.
+    pub sessions: Arc<Semaphore>,
+}
+
+/// Serves the admin port, for ever.
+pub async fn serve(listener: TcpListener, view: Arc<View>) {
+    serve_each(listener, move |stream, _peer| {
+        let view = view.clone();
+        http::serve(stream, Vec::new(), Requests::Many, move |method, path| {
+            answer(&view, method, path)
+        })
+    })
+    .await;
+}
+
+/// Accepts for ever, so many connections at a time.
+async fn serve_each<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    connection: impl Fn(TcpStream, SocketAddr) -> F,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let serving = connection(stream, crate::leg::canonical(peer));
+                tokio::spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                debug!(%error, "cannot accept on the admin or health port; trying again");
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+fn answer(view: &View, method: &Method, path: &str) -> Answer {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned()).into();
+    }
+    match path {
+        "/metrics" => match metrics::encode(view) {
+            Ok(text) => Answer::metrics(text),
+            Err(error) => {
+                warn!(%error, "cannot encode the metrics");
+                Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into()
+            }
+        },
+        "/status" => Json(status::status(view)).into(),
+        path => health::check(path, *view.phase.borrow()),
+    }
+}

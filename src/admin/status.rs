@@ -1,0 +1,76 @@
+//! `/status`: the state of the process as one JSON document.
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{Room, View};
+use crate::account::{AccountTotals, CloseReason, Direction};
+use crate::upstream::{TargetState, Upstream};
+
+pub(super) fn status(view: &View) -> Value {
+    let snapshot = view.books.snapshot();
+    let now = Instant::now();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "phase": view.phase.borrow().name(),
+        "uptime_seconds": now.duration_since(view.began).as_secs(),
+        "workers": view.workers,
+        "listeners": snapshot.listeners.iter().zip(&view.rooms).map(|(listener, room)| json!({
+            "name": &*listener.name,
+            "addresses": room.addresses,
+            "sessions": room.taken_sessions(),
+            "max_sessions": room.max_sessions,
+            "pending": room.taken_pending(),
+            "max_pending": room.max_pending,
+        })).collect::<Vec<_>>(),
+        "upstreams": view.upstreams.iter().map(|upstream| upstream_status(upstream, now)).collect::<Vec<_>>(),
+        "accounts": snapshot.accounts.iter().map(account).collect::<Vec<_>>(),
+        "overflowed": snapshot.overflowed,
+    })
+}
+
+fn upstream_status(upstream: &Upstream, now: Instant) -> Value {
+    json!({
+        "name": &*upstream.name,
+        "targets": upstream.targets().iter().map(|target| target_status(target, now)).collect::<Vec<_>>(),
+    })
+}
+
+fn target_status(target: &TargetState, now: Instant) -> Value {
+    json!({
+        "target": target.target,
+        "addresses": target.addresses,
+        "answered_seconds_ago": target.answered.map(|at| now.saturating_duration_since(at).as_secs()),
+        "next_look_up_in_seconds": target.next.map(|at| at.saturating_duration_since(now).as_secs()),
+        "failure": target.failure,
+    })
+}
+
+fn account(account: &AccountTotals) -> Value {
+    let closed = CloseReason::ALL
+        .iter()
+        .zip(account.closed)
+        .filter(|(_, n)| *n > 0);
+    json!({
+        "listener": &*account.key.listener,
+        "endpoint": &*account.key.endpoint,
+        "upstream": &*account.key.upstream,
+        "opened": account.opened,
+        "active": account.active(),
+        "closed": closed.map(|(reason, n)| (reason.name(), n)).collect::<std::collections::BTreeMap<_, _>>(),
+        "bytes_to_upstream": account.bytes[Direction::ToUpstream as usize],
+        "bytes_to_client": account.bytes[Direction::ToClient as usize],
+    })
+}
+
+impl Room {
+    /// Connections without a whole header.
+    pub(super) fn taken_pending(&self) -> usize {
+        self.max_pending - self.pending.available_permits()
+    }
+
+    /// Sessions open, those that are still connecting included.
+    pub(super) fn taken_sessions(&self) -> usize {
+        self.max_sessions - self.sessions.available_permits()
+    }
+}
