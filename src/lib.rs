@@ -1,5 +1,40 @@
-//! tollgate: a Layer-4 TCP relay behind an AWS Network Load Balancer.
+//! tollgate: a Layer-4 TCP relay behind an AWS Network Load Balancer, with exact books per consumer endpoint.
+//!
+//! # The life of a connection
+//!
+//! 1. **Accept.** [`listener`] takes it from the worker's own socket; a peer outside `trusted_peers` is reset before a byte is read.
+//!    It gets a place in the [`waiting_room`], which bounds how many may be silent.
+//! 2. **Header.** [`proxy_protocol::read`] collects bytes until [`proxy_protocol::decode`] has one whole PROXY protocol v2 header; what
+//!    came with it is payload. LOCAL is a health check and is answered by [`admin::health`].
+//! 3. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
+//! 4. **Connect.** [`upstream::connect`] takes the upstream's addresses in turn, as [`upstream::resolver`] keeps them on the control
+//!    thread.
+//! 5. **Relay.** Both sockets go into the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
+//!    and resets, and bounds the session's time.
+//! 6. **Close.** One [`account::CloseReason`], booked and logged in one place.
+//!
+//! Steps 1 to 4 are one function, [`session::serve`]; step 5 and 6 are plain data in the engine.
+//!
+//! # Threads
+//!
+//! The [`supervisor`] is the control thread: names, admin port, signals, the way out ([`drain`]). Each [`worker`] is a thread with a
+//! single-threaded runtime, its own listening sockets, engine, pipes, buffer and shard of every counter. Workers share nothing they
+//! would have to lock while bytes move. [`admin`] sees snapshots of the books and never a session.
 
+pub mod account;
+pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod drain;
+pub mod leg;
+pub mod listener;
+pub mod proxy_protocol;
+pub mod relay;
+pub mod session;
+pub mod supervisor;
+pub mod sys;
+pub mod systemd;
 pub mod telemetry;
+pub mod upstream;
+pub mod waiting_room;
+pub mod worker;

@@ -22,6 +22,8 @@ fn print(error: &Error) -> io::Result<()> {
         // Help and version were asked for: clap writes those to standard output.
         Error::Usage(error) => error.print(),
         Error::Config(error) => writeln!(io::stderr(), "{}", error.render(telemetry::colour())),
+        Error::Input(error) => writeln!(io::stderr(), "error: {error}"),
+        Error::Supervisor(error) => writeln!(io::stderr(), "error: {error}"),
         // Whoever read it has gone, as head(1) does when it has seen enough.
         Error::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Error::Output(error) => writeln!(

@@ -77,6 +77,13 @@ pub struct LogLimiter {
     suppressed: Cell<u64>,
 }
 
+impl Default for LogLimiter {
+    /// Five lines in ten seconds: enough to see a kind of event, too few to fill a disk.
+    fn default() -> Self {
+        Self::new(5, Duration::from_secs(10))
+    }
+}
+
 impl LogLimiter {
     /// At most `most` lines in each `interval`, which begins with the first line after the last one ended.
     #[must_use]

@@ -1,6 +1,7 @@
 //! The command line: what may be written there, and which command it leads to.
 
 mod check;
+mod decode;
 mod exit;
 mod run;
 
@@ -10,6 +11,7 @@ use std::io;
 use clap::{Parser, Subcommand};
 
 use crate::config;
+use crate::supervisor::SupervisorError;
 pub use exit::ExitCode;
 
 /// Where the configuration is looked for when nothing is said.
@@ -24,7 +26,7 @@ const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
     max_term_width = 100
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 64 usage, 66 no configuration file, 69 address in use, 70 internal, \
+    after_help = "Exit codes: 0 done, 64 usage, 65 bad input to decode, 66 no configuration file, 69 address in use, 70 internal, \
                         77 not permitted, 78 configuration."
 )]
 pub struct Cli {
@@ -36,6 +38,7 @@ pub struct Cli {
 enum Command {
     Run(run::Args),
     Check(check::Args),
+    Decode(decode::Args),
 }
 
 /// Why a command did not do what it was asked for.
@@ -45,6 +48,10 @@ pub enum Error {
     Usage(clap::Error),
     /// The configuration is missing or wrong.
     Config(config::Error),
+    /// What was to be decoded is no hexadecimal.
+    Input(String),
+    /// The relay could not start, or failed.
+    Supervisor(SupervisorError),
     /// What was asked for could not be written to standard output.
     Output(io::Error),
 }
@@ -58,6 +65,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Decode(arguments) => decode::run(&arguments),
     }
 }
 
@@ -69,6 +77,14 @@ impl Error {
             Self::Usage(error) if error.exit_code() == 0 => ExitCode::Ok,
             Self::Usage(_) => ExitCode::Usage,
             Self::Config(error) => error.kind().into(),
+            Self::Input(_) => ExitCode::Data,
+            Self::Supervisor(SupervisorError::Bind { error, .. }) => match error.kind() {
+                io::ErrorKind::AddrInUse => ExitCode::AddressInUse,
+                io::ErrorKind::PermissionDenied => ExitCode::Permission,
+                _ => ExitCode::Config,
+            },
+            Self::Supervisor(SupervisorError::Resolver(_)) => ExitCode::Config,
+            Self::Supervisor(_) => ExitCode::Internal,
             // Whoever read it has gone, as head(1) does when it has seen enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,
             Self::Output(_) => ExitCode::Internal,

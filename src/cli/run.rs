@@ -52,6 +52,6 @@ impl Args {
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
     let config = arguments.config()?;
     telemetry::init(&config.log);
-    drop(config); // CONNECT HERE: crate::supervisor::run(config).map_err(Error::Supervisor)?
+    crate::supervisor::run(config).map_err(Error::Supervisor)?;
     Ok(ExitCode::Ok)
 }

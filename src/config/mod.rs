@@ -181,6 +181,17 @@ pub enum Peers {
     Within(Vec<IpNet>),
 }
 
+impl Peers {
+    /// Whether `address`, IPv4-mapped addresses made IPv4, is one of them.
+    #[must_use]
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Within(networks) => networks.iter().any(|network| network.contains(&address)),
+        }
+    }
+}
+
 /// `[[listener]]`.
 #[derive(Debug, Clone)]
 pub struct Listener {
@@ -258,6 +269,15 @@ pub struct Target {
     pub host: Host,
     /// TCP port.
     pub port: u16,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.host {
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+            Host::Literal(ip) => write!(f, "{}", SocketAddr::new(*ip, self.port)),
+        }
+    }
 }
 
 /// A name to resolve or a literal address.

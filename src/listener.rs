@@ -1,0 +1,166 @@
+//! Accepting: one socket per worker and address, and a loop that no errno ends.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::account::{AcceptError, Refusal};
+use crate::config::SessionLimits;
+use crate::leg;
+use crate::proxy_protocol::header::HeaderError;
+use crate::proxy_protocol::read::Pending;
+use crate::session::{self, Entrance};
+
+/// Connections the kernel holds for us at most; cut to `net.core.somaxconn` (listen(2)).
+const BACKLOG: i32 = 4096;
+
+/// How long accepting rests when descriptors or memory have run out: long enough not to spin, short enough not to be noticed.
+const REST: Duration = Duration::from_millis(100);
+
+/// A listening socket that shares its address with those of the other workers. What is accepted from it inherits the leg's
+/// options.
+///
+/// # Errors
+/// The address is in use, not ours, or its port needs a permission.
+pub fn bind(address: SocketAddr, limits: &SessionLimits) -> io::Result<StdListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?; // [::] takes IPv4 too, whatever net.ipv6.bindv6only says
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    leg::set_options(&socket, limits)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until `stop`, then takes what still waits in the queue: closing the socket would reset it.
+pub async fn accept_loop(
+    listener: TcpListener,
+    entrance: Rc<Entrance>,
+    sessions: TaskTracker,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((client, peer)) => admit(client, peer, &entrance, &sessions),
+            Err(error) => {
+                if let Some(rest) = accept_failed(&error, &entrance) {
+                    sleep(rest).await;
+                }
+            }
+        }
+    }
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    while let Ok((client, peer)) = listener.accept() {
+        let nonblocking = client.set_nonblocking(true);
+        if let Ok(client) = nonblocking.and_then(|()| TcpStream::from_std(client)) {
+            admit(client, peer, &entrance, &sessions);
+        }
+    }
+}
+
+/// What is decided before a byte is read: whether the peer may speak to us, and whether there is room to wait for it.
+fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
+    let peer = leg::canonical(peer);
+    if !entrance.settings.trusted_peers.contains(peer.ip()) {
+        return entrance.refuse_header(&client, peer, HeaderError::Untrusted);
+    }
+    let Some(ticket) = entrance.waiting.enter() else {
+        return entrance.refuse(&client, peer, Refusal::Pending);
+    };
+    let deadline = Instant::now() + entrance.settings.first_byte_timeout;
+    let pending = Pending {
+        client,
+        peer,
+        read: Vec::new(),
+        deadline,
+    };
+    sessions.spawn_local(session::serve(entrance.clone(), pending, ticket));
+}
+
+/// Counts an error of accept(2); says how long to rest, if at all.
+fn accept_failed(error: &io::Error, entrance: &Entrance) -> Option<Duration> {
+    let class = classify(error);
+    entrance.shard().accept_errors[class as usize].add(1);
+    if class == AcceptError::Connection {
+        return None;
+    }
+    if let Some(suppressed) = entrance.accept_log.allow(Instant::now().into_std()) {
+        let listener = &*entrance.settings.name;
+        warn!(listener, %error, suppressed, "cannot accept; trying again (descriptors: LimitNOFILE, memory)");
+    }
+    Some(REST)
+}
+
+/// accept(2), ERRORS: pending network errors of the new socket are reported by accept and concern that connection alone.
+fn classify(error: &io::Error) -> AcceptError {
+    match Errno::from_io_error(error) {
+        Some(
+            Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::AGAIN
+            | Errno::PROTO
+            | Errno::NETDOWN
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::PERM
+            | Errno::TIMEDOUT
+            | Errno::CONNRESET,
+        ) => AcceptError::Connection,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => AcceptError::Resources,
+        _ => AcceptError::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_aborted_connection_is_its_own_trouble_and_descriptors_are_ours() {
+        let class = |errno: Errno| classify(&errno.into());
+        assert_eq!(class(Errno::CONNABORTED), AcceptError::Connection);
+        assert_eq!(class(Errno::MFILE), AcceptError::Resources);
+        assert_eq!(class(Errno::BADF), AcceptError::Other);
+    }
+
+    #[test]
+    fn workers_share_an_address() {
+        let limits = SessionLimits {
+            idle_timeout: None,
+            half_close_timeout: None,
+            max_age: None,
+            keepalive: None,
+            user_timeout: Some(Duration::from_secs(300)),
+        };
+        let first = bind("127.0.0.1:0".parse().unwrap(), &limits).unwrap();
+        let second = bind(first.local_addr().unwrap(), &limits).unwrap();
+        assert_eq!(first.local_addr().unwrap(), second.local_addr().unwrap());
+    }
+}

@@ -1,0 +1,257 @@
+//! The path of one connection, from accept to the engine.
+//!
+//! [`serve`] reads from top to bottom what a connection meets: a header, an account, an address, the relay. Whatever ends it
+//! before the relay ends it here, with one reason; [`crate::relay::engine`] does so afterwards.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::account::{Account, AccountKey, Books, CloseReason, ListenerShard, Meter, Refusal};
+use crate::admin::health;
+use crate::config::{self, ProxyProtocol, SessionLimits};
+use crate::drain::Phase;
+use crate::leg;
+use crate::proxy_protocol::decode::Rules;
+use crate::proxy_protocol::header::{Command, DIRECT, HeaderError};
+use crate::proxy_protocol::read::{NoHeader, Pending, Received, read_header};
+use crate::relay::engine::{Engine, NewSession, Parties};
+use crate::telemetry::LogLimiter;
+use crate::upstream::connect::{ConnectError, Dialer};
+use crate::waiting_room::{Ticket, WaitingRoom};
+
+/// A listener as one worker's sessions meet it.
+#[derive(Debug)]
+pub struct Entrance {
+    /// The listener's settings.
+    pub settings: config::Listener,
+    /// Its index in the configuration.
+    pub index: usize,
+    /// The worker's index.
+    pub worker: usize,
+    /// The bounds of its sessions.
+    pub limits: Rc<SessionLimits>,
+    /// Name of its upstream.
+    pub upstream: Arc<str>,
+    /// The way there.
+    pub dialer: Rc<Dialer>,
+    /// The books of the process.
+    pub books: Arc<Books>,
+    /// The worker's engine.
+    pub engine: Rc<RefCell<Engine>>,
+    /// Connections without a whole header.
+    pub waiting: Rc<WaitingRoom>,
+    /// `max_sessions`, shared with the other workers.
+    pub places: Arc<Semaphore>,
+    /// How far the process is on its way out.
+    pub phase: watch::Receiver<Phase>,
+    /// The drain's deadline has come.
+    pub over: CancellationToken,
+    /// Accounts this worker has seen, so that the books are not locked for each connection. Bounded as they are.
+    pub accounts: RefCell<HashMap<String, Arc<Account>>>,
+    /// Bounds the lines that refused connections cause.
+    pub refusal_log: LogLimiter,
+    /// Bounds the lines that failing accepts cause.
+    pub accept_log: LogLimiter,
+}
+
+/// A client whose header is read: what the session starts from.
+struct Arrival {
+    endpoint: Option<String>,
+    client: SocketAddr,
+    payload: Vec<u8>,
+}
+
+/// Serves one accepted connection until the engine has it or it has ended.
+pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket) {
+    let arrival = tokio::select! {
+        arrival = arrive(&entrance, &mut pending, &ticket) => arrival,
+        () = ticket.shown_out() => Err(End::Refused(Refusal::Pending)),
+        () = entrance.over.cancelled() => Err(End::Refused(Refusal::Draining)),
+    };
+    let arrival = match arrival {
+        Ok(arrival) => arrival,
+        Err(End::HealthCheck(sent)) => {
+            entrance.shard().health_checks.add(1);
+            let phase = *entrance.phase.borrow();
+            return health::answer(pending.client, sent, phase).await;
+        }
+        Err(End::Empty) => return entrance.shard().empty.add(1),
+        Err(End::Header(error)) => {
+            return entrance.refuse_header(&pending.client, pending.peer, error);
+        }
+        Err(End::Refused(refusal)) => {
+            return entrance.refuse(&pending.client, pending.peer, refusal);
+        }
+    };
+    drop(ticket);
+    let Ok(place) = entrance.places.clone().try_acquire_owned() else {
+        return entrance.refuse(&pending.client, pending.peer, Refusal::ListenerLimit);
+    };
+    let account = entrance.account(arrival.endpoint.as_deref().unwrap_or(DIRECT));
+    let meter = Meter::open(account, entrance.worker);
+    let connected = tokio::select! {
+        connected = entrance.dialer.connect(&entrance.limits) => connected.map_err(|error| match error {
+            ConnectError::NoAddress => CloseReason::NoAddress,
+            ConnectError::Failed => CloseReason::ConnectFailed,
+        }),
+        () = entrance.over.cancelled() => Err(CloseReason::Drained),
+    };
+    match connected {
+        Ok((upstream, address)) => {
+            let parties = Parties {
+                client: arrival.client,
+                peer: pending.peer,
+                address,
+            };
+            relay(
+                &entrance,
+                (pending.client, upstream),
+                parties,
+                arrival.payload,
+                meter,
+                place,
+            );
+        }
+        Err(reason) => {
+            leg::reset_on_close(&pending.client);
+            let endpoint = &**meter.endpoint();
+            debug!(endpoint, client = %arrival.client, peer = %pending.peer, reason = reason.name(), "session closed");
+            meter.close(reason);
+        }
+    }
+}
+
+/// Why a connection does not become a session.
+enum End {
+    /// The balancer asks how we are; what it sent behind the header.
+    HealthCheck(Vec<u8>),
+    /// It said nothing and went away.
+    Empty,
+    /// Its header is refused.
+    Header(HeaderError),
+    /// It is turned away.
+    Refused(Refusal),
+}
+
+/// Reads the header, where the listener wants one.
+async fn arrive(
+    entrance: &Entrance,
+    pending: &mut Pending,
+    ticket: &Ticket,
+) -> Result<Arrival, End> {
+    let settings = &entrance.settings;
+    if settings.proxy_protocol == ProxyProtocol::Off {
+        return Ok(Arrival {
+            endpoint: None,
+            client: pending.peer,
+            payload: Vec::new(),
+        });
+    }
+    let rules = Rules {
+        max_header: settings.max_header,
+        crc: settings.crc,
+    };
+    let received = read_header(pending, rules, settings.header_timeout, || ticket.heard()).await;
+    match received {
+        Ok(Received {
+            command: Command::Local,
+            payload,
+            ..
+        }) => Err(End::HealthCheck(payload)),
+        Ok(Received {
+            command: Command::Proxy,
+            endpoint,
+            addresses,
+            payload,
+        }) => {
+            let client =
+                addresses.map_or(pending.peer, |addresses| leg::canonical(addresses.source));
+            Ok(Arrival {
+                endpoint,
+                client,
+                payload,
+            })
+        }
+        Err(NoHeader::Empty) => Err(End::Empty),
+        Err(NoHeader::Refused(error)) => Err(End::Header(error)),
+    }
+}
+
+/// Hands both sockets to the engine, which ends the session by itself.
+fn relay(
+    entrance: &Entrance,
+    (client, upstream): (TcpStream, TcpStream),
+    parties: Parties,
+    first: Vec<u8>,
+    meter: Meter,
+    place: OwnedSemaphorePermit,
+) {
+    // Taken off the runtime: the engine has an epoll instance of its own.
+    let (Ok(client), Ok(upstream)) = (client.into_std(), upstream.into_std()) else {
+        return meter.close(CloseReason::Error);
+    };
+    entrance.engine.borrow_mut().add(NewSession {
+        client_socket: OwnedFd::from(client),
+        upstream_socket: OwnedFd::from(upstream),
+        first,
+        meter,
+        limits: entrance.limits.clone(),
+        parties,
+        place,
+    });
+}
+
+impl Entrance {
+    /// This worker's counters of the listener.
+    #[must_use]
+    pub fn shard(&self) -> &ListenerShard {
+        self.books.listener(self.index, self.worker)
+    }
+
+    /// Resets a connection whose header is refused.
+    pub fn refuse_header(&self, client: &TcpStream, peer: SocketAddr, error: HeaderError) {
+        leg::reset_on_close(client);
+        self.shard().header_errors[error as usize].add(1);
+        if let Some(suppressed) = self.refusal_log.allow(Instant::now().into_std()) {
+            let listener = &*self.settings.name;
+            warn!(listener, %peer, error = error.name(), suppressed, "connection refused: {error}");
+        }
+    }
+
+    /// Resets a connection that is turned away.
+    pub fn refuse(&self, client: &TcpStream, peer: SocketAddr, refusal: Refusal) {
+        leg::reset_on_close(client);
+        self.shard().refused[refusal as usize].add(1);
+        if let Some(suppressed) = self.refusal_log.allow(Instant::now().into_std()) {
+            let listener = &*self.settings.name;
+            warn!(listener, %peer, reason = refusal.name(), suppressed, "connection turned away");
+        }
+    }
+
+    fn account(&self, endpoint: &str) -> Arc<Account> {
+        if let Some(account) = self.accounts.borrow().get(endpoint) {
+            return account.clone();
+        }
+        let account = self.books.account(AccountKey {
+            listener: self.settings.name.clone(),
+            endpoint: endpoint.into(),
+            upstream: self.upstream.clone(),
+        });
+        if &**account.endpoint() == endpoint {
+            self.accounts
+                .borrow_mut()
+                .insert(endpoint.to_owned(), account.clone());
+        }
+        account
+    }
+}

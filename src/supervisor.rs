@@ -1,0 +1,285 @@
+//! The control thread: binds, starts the workers, resolves names, answers the admin port, hears signals and ends it all.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use crate::account::Books;
+use crate::admin::{self, Room, View, health};
+use crate::config::Config;
+use crate::drain::{Phase, Signal};
+use crate::listener::bind;
+use crate::systemd;
+use crate::upstream::Upstream;
+use crate::upstream::resolver::{self, ResolverError};
+use crate::worker::{Door, Worker, WorkerError};
+
+/// Why the relay does not run, or ran no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({what}): {error}")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// What for.
+        what: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// No runtime, no signal handler, no thread.
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+    /// No way to resolve names.
+    #[error(transparent)]
+    Resolver(#[from] ResolverError),
+    /// A worker failed. The process cannot go on with a share of its listeners dead.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// A worker panicked.
+    #[error("a worker panicked; the message is above")]
+    Panicked,
+}
+
+/// Runs the relay until it is told to end and has ended.
+///
+/// # Errors
+/// See [`SupervisorError`].
+pub fn run(config: Config) -> Result<(), SupervisorError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(supervise(Arc::new(config)))
+}
+
+async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
+    let (rooms, doors) = open_doors(&config)?;
+    let names = config
+        .listeners
+        .iter()
+        .map(|listener| listener.name.clone())
+        .collect::<Vec<_>>();
+    let workers = config.workers.get();
+    let books = Arc::new(Books::new(&names, workers, config.max_accounts));
+    let upstreams = start_upstreams(&config)?;
+    let (phase_sender, phase) = watch::channel(Phase::default());
+    start_admin(
+        &config,
+        &phase,
+        View {
+            books: books.clone(),
+            upstreams: upstreams.clone(),
+            rooms,
+            phase: phase.clone(),
+            workers,
+            max_metric_endpoints: config.max_metric_endpoints,
+            began: Instant::now(),
+        },
+    )?;
+    let mut signals = Signals::new()?;
+    let mut ended = start_workers(doors, |index, doors| Worker {
+        index,
+        config: config.clone(),
+        books: books.clone(),
+        upstreams: upstreams.clone(),
+        doors,
+        phase: phase.clone(),
+    })?;
+    warn!("the books are kept in memory: they start at zero with each process");
+    for listener in &config.listeners {
+        info!(listener = &*listener.name, addresses = ?listener.bind, "listening");
+    }
+    systemd::ready(config.listeners.len());
+    conduct(&config, &phase_sender, &mut signals, &mut ended).await
+}
+
+/// Waits for signals and moves through the phases until every worker has ended.
+async fn conduct(
+    config: &Config,
+    phase: &watch::Sender<Phase>,
+    signals: &mut Signals,
+    ended: &mut mpsc::UnboundedReceiver<Result<(), SupervisorError>>,
+) -> Result<(), SupervisorError> {
+    let mut timer: Option<(Instant, Phase)> = None;
+    loop {
+        let next = tokio::select! {
+            signal = signals.next() => signal.leads_to(*phase.borrow()),
+            () = until(timer) => timer.map_or(Phase::Over, |(_, next)| next),
+            worker = ended.recv() => match worker {
+                Some(Ok(())) => continue,
+                Some(Err(error)) => return Err(error),
+                None => break, // all workers have ended
+            },
+        };
+        timer = next
+            .then(&config.drain)
+            .map(|(after, then)| (Instant::now() + after, then));
+        phase.send_replace(next);
+        systemd::phase(next);
+        info!(phase = next.name(), accept_for = ?config.drain.accept_for, deadline = ?config.drain.deadline, "on the way out");
+    }
+    info!("ended");
+    Ok(())
+}
+
+async fn until(timer: Option<(Instant, Phase)>) {
+    match timer {
+        Some((at, _)) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Binds every address for every worker, before any thread starts: an address in use ends the process, not a worker.
+fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), SupervisorError> {
+    let mut doors: Vec<Vec<Door>> = (0..config.workers.get()).map(|_| Vec::new()).collect();
+    let mut rooms = Vec::new();
+    for listener in &config.listeners {
+        let pending = Arc::new(Semaphore::new(listener.max_pending));
+        let sessions = Arc::new(Semaphore::new(listener.max_sessions));
+        let limits = config.session_limits(listener, &config.upstreams[listener.upstream]);
+        let what = || format!("listener {:?}", &*listener.name);
+        claim(&listener.bind, what)?;
+        for door in &mut doors {
+            let sockets = listener.bind.iter().map(|address| {
+                bind(*address, &limits).map_err(|error| bind_error(*address, what(), error))
+            });
+            let sockets = sockets.collect::<Result<_, _>>()?;
+            door.push(Door {
+                sockets,
+                pending: pending.clone(),
+                sessions: sessions.clone(),
+            });
+        }
+        rooms.push(Room {
+            addresses: listener.bind.clone(),
+            max_pending: listener.max_pending,
+            pending,
+            max_sessions: listener.max_sessions,
+            sessions,
+        });
+    }
+    Ok((rooms, doors))
+}
+
+/// SO_REUSEPORT lets any process of the same user join an address; a second relay on it would take half the connections unseen. So
+/// each address is bound once without it.
+fn claim(addresses: &[SocketAddr], what: impl Fn() -> String) -> Result<(), SupervisorError> {
+    for address in addresses {
+        std::net::TcpListener::bind(address)
+            .map_err(|error| bind_error(*address, what(), error))?;
+    }
+    Ok(())
+}
+
+fn bind_error(address: SocketAddr, what: String, error: io::Error) -> SupervisorError {
+    SupervisorError::Bind {
+        address,
+        what,
+        error,
+    }
+}
+
+fn start_upstreams(config: &Arc<Config>) -> Result<Vec<Arc<Upstream>>, SupervisorError> {
+    let resolver = resolver::resolver(&config.resolver)?;
+    let mut upstreams = Vec::new();
+    for settings in &config.upstreams {
+        let upstream = Arc::new(Upstream::new(settings));
+        for index in 0..settings.targets.len() {
+            let keeping = resolver::keep_fresh(
+                upstream.clone(),
+                settings.clone(),
+                index,
+                resolver.clone(),
+                config.resolver.family,
+            );
+            tokio::spawn(keeping);
+        }
+        upstreams.push(upstream);
+    }
+    Ok(upstreams)
+}
+
+fn start_admin(
+    config: &Config,
+    phase: &watch::Receiver<Phase>,
+    view: View,
+) -> Result<(), SupervisorError> {
+    let listen = |address: SocketAddr, what: &str| {
+        let listener = std::net::TcpListener::bind(address)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(TcpListener::from_std);
+        listener.map_err(|error| bind_error(address, what.to_owned(), error))
+    };
+    if let Some(address) = config.admin {
+        tokio::spawn(admin::serve(
+            listen(address, "[admin] bind")?,
+            Arc::new(view),
+        ));
+        info!(%address, "admin port: /metrics /status /healthz /readyz");
+    }
+    if let Some(port) = &config.health {
+        let listener = listen(port.bind, "[health] bind")?;
+        tokio::spawn(health::serve(
+            listener,
+            port.trusted_peers.clone(),
+            phase.clone(),
+        ));
+    }
+    Ok(())
+}
+
+/// Starts one thread per worker; each reports how it ended.
+fn start_workers(
+    doors: Vec<Vec<Door>>,
+    worker: impl Fn(usize, Vec<Door>) -> Worker,
+) -> Result<mpsc::UnboundedReceiver<Result<(), SupervisorError>>, SupervisorError> {
+    let (sender, ended) = mpsc::unbounded_channel(); // bounded by the number of workers
+    for (index, doors) in doors.into_iter().enumerate() {
+        let worker = worker(index, doors);
+        let sender = sender.clone();
+        thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let result =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run()));
+                let result = match result {
+                    Ok(result) => result.map_err(SupervisorError::Worker),
+                    Err(_) => Err(SupervisorError::Panicked),
+                };
+                if let Err(error) = &result {
+                    error!(worker = index, %error, "a worker failed");
+                }
+                // Nobody listens any more once the process is ending.
+                let _ = sender.send(result);
+            })?;
+    }
+    Ok(ended)
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Terminate,
+            _ = self.interrupt.recv() => Signal::Interrupt,
+        }
+    }
+}
