@@ -1,0 +1,3 @@
+//! What only the kernel can do: the one place with unsafe code.
+
+pub mod tun;
