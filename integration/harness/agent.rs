@@ -22,10 +22,22 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Connects. The stream that it will send is that of seed 0 unless [`seed`](Self::seed) says otherwise.
+    /// Connects, fails with `ConnectionReset` if it is reset before we look, and is an agent otherwise. The stream that it will send is that of seed 0 unless [`seed`](Self::seed) says otherwise.
     pub async fn connect(to: SocketAddr) -> io::Result<Self> {
         let stream = within(BOUND, TcpStream::connect(to)).await?;
         Self::of(stream)
+    }
+
+    /// Connects, sends nothing and reads to the end: for connections that are to be refused. One that is reset at once, so that not even
+    /// connecting succeeds, counts as reset without a byte; one that nobody accepted is an error.
+    pub async fn outcome(to: SocketAddr) -> io::Result<(Vec<u8>, End)> {
+        match Self::connect(to).await {
+            Ok(mut agent) => agent.read_to_end().await,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Ok((Vec::new(), End::Reset))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Connects from a given address, port 0 for any.

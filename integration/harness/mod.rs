@@ -9,11 +9,13 @@ use std::time::Duration;
 
 pub mod agent;
 mod collector;
+pub mod dns;
 pub mod enter;
 pub mod netns;
 pub mod nlb;
 pub mod origin;
 pub mod pattern;
+pub mod relay;
 pub mod sockets;
 pub mod stream;
 pub mod wan;

@@ -50,6 +50,8 @@ fn kill_one_of(name: &str, choose: impl FnOnce(&[u32], u32) -> u32) {
         .env_remove(enter::INSIDE)
         .env(VICTIM, &mark)
         .stdout(Stdio::piped())
+        // unshare has something to say about a child that was killed.
+        .stderr(Stdio::null())
         .spawn()
         .expect("this program can be started");
     let stdout = unshare.stdout.take().expect("it is piped");

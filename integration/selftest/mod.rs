@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod dns;
 mod hosts;
 mod killed;
 mod nlb;
@@ -14,6 +15,7 @@ mod wan;
 /// All of them.
 pub(crate) fn tests() -> Vec<Trial> {
     [
+        dns::tests(),
         hosts::tests(),
         killed::tests(),
         nlb::tests(),

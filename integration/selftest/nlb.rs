@@ -321,12 +321,9 @@ fn nlb_checks_health_and_fails_open() {
     assert_eq!(end.expect("it ends").1, End::Reset, "its target is gone");
     // Nobody is healthy, so everybody gets connections.
     let before = nlb.books().connect_failed;
-    vpcs.consumer.run(async {
-        assert_eq!(
-            connect().await.read_to_end().await.expect("it ends").1,
-            End::Reset
-        );
-    });
+    let to = LISTEN.parse().expect("an address");
+    let outcome = vpcs.consumer.run(Agent::outcome(to));
+    assert_eq!(outcome.expect("it listens").1, End::Reset);
     assert_eq!(nlb.books().connect_failed, before + 1);
 
     // By HTTP, with the LOCAL header in front.
