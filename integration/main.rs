@@ -13,10 +13,10 @@ pub mod harness;
 mod selftest;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    if selftest::asked_to_be_killed() {
-        return selftest::be_killed();
+    if let Some(part) = selftest::other_part() {
+        return part();
     }
+    let arguments = Arguments::from_args();
     // Before the first thread starts, because a user namespace is entered by a whole process only.
     if !arguments.list
         && let Err(reason) = harness::enter::enter()

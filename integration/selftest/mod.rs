@@ -10,6 +10,7 @@ mod killed;
 mod nlb;
 mod origins;
 mod pattern;
+mod relay;
 mod wan;
 
 /// All of them.
@@ -21,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         nlb::tests(),
         origins::tests(),
         pattern::tests(),
+        relay::tests(),
         wan::tests(),
     ]
     .into_iter()
@@ -28,12 +30,11 @@ pub(crate) fn tests() -> Vec<Trial> {
     .collect()
 }
 
-/// Whether this process was started by `killed` to be killed.
-pub(crate) fn asked_to_be_killed() -> bool {
-    std::env::var_os(killed::VICTIM).is_some()
-}
-
-/// What such a process does.
-pub(crate) fn be_killed() -> ExitCode {
-    killed::be_killed()
+/// What this process was started for by one of these tests, if it was: to be killed, or to stand in for a relay.
+pub(crate) fn other_part() -> Option<fn() -> ExitCode> {
+    let asked = |variable| std::env::var_os(variable).is_some();
+    if asked(killed::VICTIM) {
+        return Some(killed::be_killed);
+    }
+    asked(relay::STAND_IN).then_some(relay::stand_in)
 }

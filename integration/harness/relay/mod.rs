@@ -2,13 +2,17 @@
 
 use std::{
     collections::VecDeque,
-    env, fs,
+    env,
+    fs::{self, Permissions},
     io::{self, BufRead, BufReader, Read, Write},
     net::SocketAddr,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -161,6 +165,8 @@ pub struct Relay {
     log: Arc<Watched<Log>>,
     exit: Arc<Watched<Option<ExitStatus>>>,
     folder: TempDir,
+    /// Once is enough.
+    tail_shown: AtomicBool,
 }
 
 impl Relay {
@@ -190,8 +196,13 @@ impl Relay {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // Open to whomever a wrapper turns the relay into.
+        let open = |path: &str| fs::set_permissions(path, Permissions::from_mode(0o777));
+        open(&path).expect("/run is ours");
         for folder in ["run", "state"] {
-            fs::create_dir(format!("{path}/{folder}")).expect("/run is ours");
+            let folder = format!("{path}/{folder}");
+            fs::create_dir(&folder).expect("/run is ours");
+            open(&folder).expect("/run is ours");
         }
         let (id, log, exit) = watch(&mut command);
         let relay = Self {
@@ -201,6 +212,7 @@ impl Relay {
             log,
             exit,
             folder,
+            tail_shown: AtomicBool::new(false),
         };
         if start.wait_ready {
             relay.wait_ready();
@@ -292,7 +304,7 @@ impl Relay {
     #[track_caller]
     pub fn wait_metric(&self, name: &str, labels: &[(&str, &str)], wanted: u64) {
         let mut last = 0;
-        let became = self.becomes_true(|| {
+        let became = self.becomes_true(BOUND, || {
             last = self.metric(name, labels);
             last == wanted
         });
@@ -347,12 +359,12 @@ impl Relay {
     /// When it takes too long; the tail of the log is shown.
     #[track_caller]
     pub fn wait_until(&self, what: &str, done: impl FnMut() -> bool) {
-        let became = self.becomes_true(done);
+        let became = self.becomes_true(BOUND, done);
         assert!(became, "waited {BOUND:?} for {what}\n{}", self.tail());
     }
 
-    fn becomes_true(&self, mut done: impl FnMut() -> bool) -> bool {
-        let deadline = Instant::now() + BOUND;
+    fn becomes_true(&self, bound: Duration, mut done: impl FnMut() -> bool) -> bool {
+        let deadline = Instant::now() + bound;
         while !done() {
             if Instant::now() > deadline {
                 return false;
@@ -362,7 +374,9 @@ impl Relay {
         true
     }
 
+    /// Its last lines, for whoever reports a failure.
     fn tail(&self) -> String {
+        self.tail_shown.store(true, Ordering::Relaxed);
         self.log.look(|log| {
             let from = log.lines.len().saturating_sub(LOG_TAIL);
             let lines: Vec<&str> = log.lines.range(from..).map(String::as_str).collect();
@@ -373,7 +387,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if thread::panicking() && !self.tail_shown.load(Ordering::Relaxed) {
             let _ = writeln!(io::stderr(), "{}: {}", self.host.namespace(), self.tail());
         }
         self.signal(Signal::KILL);

@@ -3,6 +3,7 @@
 use std::{fs, thread, time::Duration};
 
 use super::Relay;
+use crate::harness::BOUND;
 
 /// Over which window a relay at rest is watched.
 const REST: Duration = Duration::from_millis(300);
@@ -145,13 +146,19 @@ impl Baseline {
     /// When it keeps something, with the list of its descriptors, or is busy.
     #[track_caller]
     pub fn assert_back(&self, relay: &Relay) {
+        self.assert_back_within(BOUND, relay);
+    }
+
+    /// As [`assert_back`](Self::assert_back), with a bound of the caller's for what is to be let go.
+    #[track_caller]
+    pub fn assert_back_within(&self, bound: Duration, relay: &Relay) {
         let mut last = Vec::new();
         let back = || {
             last = relay.descriptors();
             let pipes = last.iter().filter(|link| link.starts_with("pipe:")).count();
             last.len() <= self.fds && pipes <= self.pipes && relay.threads() <= self.threads
         };
-        if !relay.becomes_true(back) {
+        if !relay.becomes_true(bound, back) {
             last.sort();
             panic!(
                 "{self:?}, but now {} threads and {} descriptors: {last:#?}",
