@@ -8,3 +8,4 @@
 pub mod pipe;
 pub mod readiness;
 pub mod socket;
+pub mod tun;

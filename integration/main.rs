@@ -1,0 +1,41 @@
+//! The integration tests: the relay's own binary between hosts, links, load balancers and origins that this one process makes.
+//!
+//! `cargo test --test integration [NAME] [-- --list | --nocapture | --test-threads N]`
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use libtest_mimic::{Arguments, Trial};
+
+pub mod harness;
+mod selftest;
+
+fn main() -> ExitCode {
+    if let Some(part) = selftest::other_part() {
+        return part();
+    }
+    let arguments = Arguments::from_args();
+    // Before the first thread starts, because a user namespace is entered by a whole process only.
+    if !arguments.list
+        && let Err(reason) = harness::enter::enter()
+    {
+        let _ = writeln!(io::stderr(), "integration tests cannot run: {reason}");
+        return ExitCode::FAILURE;
+    }
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
+
+/// One list per file.
+fn trials() -> Vec<Trial> {
+    [selftest::tests()].into_iter().flatten().collect()
+}
+
+/// A test: a claim that is its name, and a function that panics if it does not hold.
+pub(crate) fn claim(name: &str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
