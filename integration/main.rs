@@ -10,6 +10,7 @@ use std::{
 use libtest_mimic::{Arguments, Trial};
 
 pub mod harness;
+mod scenarios;
 mod selftest;
 
 fn main() -> ExitCode {
@@ -29,7 +30,10 @@ fn main() -> ExitCode {
 
 /// One list per file.
 fn trials() -> Vec<Trial> {
-    [selftest::tests()].into_iter().flatten().collect()
+    [selftest::tests(), scenarios::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// A test: a claim that is its name, and a function that panics if it does not hold.

@@ -117,13 +117,21 @@ impl Agent {
 
     /// Sends each piece as a segment of its own: the next is sent when the other end's kernel has acknowledged the one before.
     ///
-    /// The reader may still find two of them in one read if it is late; [`read_by`](Self::read_by) waits for it.
+    /// The reader may still find two of them in one read if it is late.
     pub async fn write_segments(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
         for piece in pieces {
             self.write(piece).await?;
             self.acknowledged().await?;
         }
         Ok(())
+    }
+
+    /// Sends what comes before the stream, a header, each piece as a segment of its own; not counted as sent.
+    pub async fn preface(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
+        let sent = self.sent;
+        let result = self.write_segments(pieces).await;
+        self.sent = sent;
+        result
     }
 
     /// Waits until the other end's kernel has all that we sent.

@@ -1,0 +1,139 @@
+//! The smallest world a relay can be tested in: a balancer's node, the relay, an origin, each a host of its own.
+
+use std::net::SocketAddr;
+
+use crate::harness::{
+    agent::Agent,
+    netns::{Host, Lab},
+    nlb::header,
+    origin::{Manner, Origin},
+    relay::{Baseline, Relay, Start},
+};
+
+/// The configuration that is shipped. Tests change what they must: addresses, and the bounds they are about.
+pub(crate) const SHIPPED: &str = include_str!("../../systemd/tollgate.toml");
+
+/// The endpoint most tests use.
+pub(crate) const ENDPOINT: &str = "vpce-08d2bf15fac5001c9";
+
+/// Where the relay's listener is, as the balancer sees it.
+pub(crate) const LISTENER: &str = "10.20.0.2:8443";
+
+/// Where the origin is, as the relay sees it.
+pub(crate) const ORIGIN: &str = "10.30.0.2:443";
+
+/// See the module. The agent stands on the balancer's node and writes headers itself.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) relay: Relay,
+    pub(crate) origin: Origin,
+    pub(crate) baseline: Baseline,
+    pub(crate) node: Host,
+    pub(crate) relay_host: Host,
+    pub(crate) origin_host: Host,
+    pub(crate) lab: Lab,
+}
+
+/// The shipped configuration with the origin's address in place of the control plane's.
+pub(crate) fn shipped() -> Start {
+    Start::with(SHIPPED).replace("cp.us-east-1.example.internal:443", ORIGIN)
+}
+
+/// The shipped configuration with `keys` added to its listener.
+pub(crate) fn shipped_with(keys: &str) -> Start {
+    shipped().replace(
+        "name = \"ingest\"\n",
+        &format!("name = \"ingest\"\n{keys}\n"),
+    )
+}
+
+impl World {
+    /// The shipped configuration before an origin of this manner.
+    #[track_caller]
+    pub(crate) fn new(name: &str, manner: Manner) -> Self {
+        Self::with(name, manner, shipped())
+    }
+
+    /// A relay started like this before an origin of this manner.
+    #[track_caller]
+    pub(crate) fn with(name: &str, manner: Manner, start: Start) -> Self {
+        let lab = Lab::new(name);
+        let (node, relay_host, origin_host) =
+            (lab.host("node"), lab.host("relay"), lab.host("origin"));
+        lab.veth((&node, "10.20.0.10/24"), (&relay_host, "10.20.0.2/24"));
+        lab.veth(
+            (&relay_host, "10.30.0.1/24"),
+            (&origin_host, "10.30.0.2/24"),
+        );
+        let origin = Origin::start(&origin_host, ORIGIN, manner);
+        let relay = start.on(&relay_host);
+        let baseline = Baseline::of(&relay);
+        Self {
+            relay,
+            origin,
+            baseline,
+            node,
+            relay_host,
+            origin_host,
+            lab,
+        }
+    }
+
+    /// Payload bytes booked to `endpoint` in a direction.
+    #[track_caller]
+    pub(crate) fn booked(&self, endpoint: &str, direction: &str) -> u64 {
+        self.relay.metric(
+            "tollgate_bytes_total",
+            &[("endpoint", endpoint), ("direction", direction)],
+        )
+    }
+
+    /// Waits until so many connections were closed with `reason`.
+    #[track_caller]
+    pub(crate) fn wait_closed(&self, reason: &str, n: u64) {
+        self.relay.wait_metric(
+            "tollgate_connections_closed_total",
+            &[("reason", reason)],
+            n,
+        );
+    }
+
+    /// What every test ends with: nothing is open, nothing is left over, nothing moves, the books add up.
+    #[track_caller]
+    pub(crate) fn assert_at_rest(&self) {
+        self.relay
+            .wait_metric("tollgate_connections_active", &[], 0);
+        self.relay
+            .wait_metric("tollgate_pipes", &[("state", "lent")], 0);
+        let kept = self.relay.metric("tollgate_pipes", &[("state", "idle")]);
+        let kept = usize::try_from(kept).expect("a few");
+        self.baseline.and_pipes(kept).assert_back(&self.relay);
+        let metrics = self.relay.metrics();
+        let opened = metrics.sum("tollgate_connections_opened_total", &[]);
+        let closed = metrics.sum("tollgate_connections_closed_total", &[]);
+        assert_eq!(opened, closed, "opened = closed + active");
+        assert_eq!(
+            metrics.sum("tollgate_connections_closed_total", &[("reason", "error")]),
+            0
+        );
+    }
+}
+
+/// The listener's address.
+pub(crate) fn listener() -> SocketAddr {
+    LISTENER.parse().expect("an address")
+}
+
+/// A header as NLB writes it for a client of `endpoint`.
+pub(crate) fn privatelink_header(endpoint: &str) -> Vec<u8> {
+    let client = "172.31.7.113:51442".parse().expect("an address");
+    let service = "172.31.10.31:80".parse().expect("an address");
+    header::proxy(client, service, Some(endpoint))
+}
+
+/// A connection through the balancer's node whose header is sent. Runs on the node.
+pub(crate) async fn connected(endpoint: &str) -> std::io::Result<Agent> {
+    let mut agent = Agent::connect(listener()).await?;
+    agent.preface(&[&privatelink_header(endpoint)]).await?;
+    Ok(agent)
+}
