@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::account::Books;
 use crate::admin::{self, Room, View, health};
-use crate::config::Config;
+use crate::config::{Config, Peers};
 use crate::drain::{Phase, Signal};
 use crate::listener::bind;
 use crate::systemd;
@@ -70,21 +70,9 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
     let upstreams = start_upstreams(&config)?;
     let (phase_sender, phase) = watch::channel(Phase::default());
-    start_admin(
-        &config,
-        &phase,
-        View {
-            books: books.clone(),
-            upstreams: upstreams.clone(),
-            rooms,
-            phase: phase.clone(),
-            workers,
-            max_metric_endpoints: config.max_metric_endpoints,
-            began: Instant::now(),
-        },
-    )?;
+    let ports = Ports::bind(&config)?;
     let mut signals = Signals::new()?;
-    let mut ended = start_workers(doors, |index, doors| Worker {
+    let mut workers_said = start_workers(doors, |index, doors| Worker {
         index,
         config: config.clone(),
         books: books.clone(),
@@ -92,12 +80,22 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
         doors,
         phase: phase.clone(),
     })?;
+    all_started(&mut workers_said, workers).await?;
+    ports.serve(View {
+        books: books.clone(),
+        upstreams: upstreams.clone(),
+        rooms,
+        phase: phase.clone(),
+        workers,
+        max_metric_endpoints: config.max_metric_endpoints,
+        began: Instant::now(),
+    });
     warn!("the books are kept in memory: they start at zero with each process");
     for listener in &config.listeners {
         info!(listener = &*listener.name, addresses = ?listener.bind, "listening");
     }
     systemd::ready(config.listeners.len());
-    conduct(&config, &phase_sender, &mut signals, &mut ended).await
+    conduct(&config, &phase_sender, &mut signals, &mut workers_said).await
 }
 
 /// Waits for signals and moves through the phases until every worker has ended.
@@ -105,16 +103,16 @@ async fn conduct(
     config: &Config,
     phase: &watch::Sender<Phase>,
     signals: &mut Signals,
-    ended: &mut mpsc::UnboundedReceiver<Result<(), SupervisorError>>,
+    workers: &mut mpsc::UnboundedReceiver<Said>,
 ) -> Result<(), SupervisorError> {
     let mut timer: Option<(Instant, Phase)> = None;
     loop {
         let next = tokio::select! {
             signal = signals.next() => signal.leads_to(*phase.borrow()),
             () = until(timer) => timer.map_or(Phase::Over, |(_, next)| next),
-            worker = ended.recv() => match worker {
-                Some(Ok(())) => continue,
-                Some(Err(error)) => return Err(error),
+            said = workers.recv() => match said {
+                Some(Said::Started | Said::Ended(Ok(()))) => continue,
+                Some(Said::Ended(Err(error))) => return Err(error),
                 None => break, // all workers have ended
             },
         };
@@ -206,61 +204,92 @@ fn start_upstreams(config: &Arc<Config>) -> Result<Vec<Arc<Upstream>>, Superviso
     Ok(upstreams)
 }
 
-fn start_admin(
-    config: &Config,
-    phase: &watch::Receiver<Phase>,
-    view: View,
-) -> Result<(), SupervisorError> {
-    let listen = |address: SocketAddr, what: &str| {
-        let listener = std::net::TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .and_then(TcpListener::from_std);
-        listener.map_err(|error| bind_error(address, what.to_owned(), error))
-    };
-    if let Some(address) = config.admin {
-        tokio::spawn(admin::serve(
-            listen(address, "[admin] bind")?,
-            Arc::new(view),
-        ));
-        info!(%address, "admin port: /metrics /status /healthz /readyz");
+/// The control thread's own ports, bound before anything starts and served once the workers accept.
+struct Ports {
+    admin: Option<TcpListener>,
+    health: Option<(TcpListener, Peers)>,
+}
+
+impl Ports {
+    fn bind(config: &Config) -> Result<Self, SupervisorError> {
+        let listen = |address: SocketAddr, what: &str| {
+            let listener = std::net::TcpListener::bind(address)
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+                .and_then(TcpListener::from_std);
+            listener.map_err(|error| bind_error(address, what.to_owned(), error))
+        };
+        let admin = config
+            .admin
+            .map(|address| listen(address, "[admin] bind"))
+            .transpose()?;
+        let health = config.health.as_ref().map(|port| {
+            listen(port.bind, "[health] bind")
+                .map(|listener| (listener, port.trusted_peers.clone()))
+        });
+        Ok(Self {
+            admin,
+            health: health.transpose()?,
+        })
     }
-    if let Some(port) = &config.health {
-        let listener = listen(port.bind, "[health] bind")?;
-        tokio::spawn(health::serve(
-            listener,
-            port.trusted_peers.clone(),
-            phase.clone(),
-        ));
+
+    fn serve(self, view: View) {
+        if let Some((listener, trusted)) = self.health {
+            tokio::spawn(health::serve(listener, trusted, view.phase.clone()));
+        }
+        if let Some(listener) = self.admin {
+            tokio::spawn(admin::serve(listener, Arc::new(view)));
+        }
+    }
+}
+
+/// What a worker's thread reports.
+enum Said {
+    /// It accepts.
+    Started,
+    /// It has ended.
+    Ended(Result<(), SupervisorError>),
+}
+
+/// Waits until every worker accepts: before that nobody is told that we are ready.
+async fn all_started(
+    said: &mut mpsc::UnboundedReceiver<Said>,
+    workers: usize,
+) -> Result<(), SupervisorError> {
+    for _ in 0..workers {
+        if let Some(Said::Ended(Err(error))) = said.recv().await {
+            return Err(error);
+        }
     }
     Ok(())
 }
 
-/// Starts one thread per worker; each reports how it ended.
+/// Starts one thread per worker; each reports when it accepts and how it ended.
 fn start_workers(
     doors: Vec<Vec<Door>>,
     worker: impl Fn(usize, Vec<Door>) -> Worker,
-) -> Result<mpsc::UnboundedReceiver<Result<(), SupervisorError>>, SupervisorError> {
-    let (sender, ended) = mpsc::unbounded_channel(); // bounded by the number of workers
+) -> Result<mpsc::UnboundedReceiver<Said>, SupervisorError> {
+    let (sender, said) = mpsc::unbounded_channel(); // two messages per worker, never more
     for (index, doors) in doors.into_iter().enumerate() {
         let worker = worker(index, doors);
-        let sender = sender.clone();
+        let (started, ended) = (sender.clone(), sender.clone());
+        let work = move || {
+            let started = || drop(started.send(Said::Started));
+            let run = std::panic::AssertUnwindSafe(|| worker.run(started));
+            let result = match std::panic::catch_unwind(run) {
+                Ok(result) => result.map_err(SupervisorError::Worker),
+                Err(_) => Err(SupervisorError::Panicked),
+            };
+            if let Err(error) = &result {
+                error!(worker = index, %error, "a worker failed");
+            }
+            // Nobody listens any more once the process is ending.
+            let _ = ended.send(Said::Ended(result));
+        };
         thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || {
-                let result =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run()));
-                let result = match result {
-                    Ok(result) => result.map_err(SupervisorError::Worker),
-                    Err(_) => Err(SupervisorError::Panicked),
-                };
-                if let Err(error) = &result {
-                    error!(worker = index, %error, "a worker failed");
-                }
-                // Nobody listens any more once the process is ending.
-                let _ = sender.send(result);
-            })?;
+            .spawn(work)?;
     }
-    Ok(ended)
+    Ok(said)
 }
 
 struct Signals {

@@ -63,18 +63,19 @@ pub enum WorkerError {
 }
 
 impl Worker {
-    /// Serves until the phase is [`Phase::Over`], or [`Phase::Finishing`] and nothing is open any more.
+    /// Serves until the phase is [`Phase::Over`], or [`Phase::Finishing`] and nothing is open any more. Calls `started` once it
+    /// accepts.
     ///
     /// # Errors
     /// See [`WorkerError`].
-    pub fn run(self) -> Result<(), WorkerError> {
+    pub fn run(self, started: impl FnOnce()) -> Result<(), WorkerError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        LocalSet::new().block_on(&runtime, self.serve())
+        LocalSet::new().block_on(&runtime, self.serve(started))
     }
 
-    async fn serve(mut self) -> Result<(), WorkerError> {
+    async fn serve(mut self, started: impl FnOnce()) -> Result<(), WorkerError> {
         let engine = Engine::new(
             self.books.clone(),
             self.index,
@@ -98,6 +99,7 @@ impl Worker {
         }
         let idle = Rc::new(Notify::new());
         let mut driver = tokio::task::spawn_local(engine::run(engine.clone(), idle.clone()));
+        started();
         let mut phase = self.phase.clone();
         tokio::select! {
             failed = &mut driver => return failed.map_err(WorkerError::Engine),

@@ -7,6 +7,7 @@
 use libtest_mimic::Trial;
 
 mod header;
+mod raw_header;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
