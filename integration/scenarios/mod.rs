@@ -7,9 +7,13 @@
 use libtest_mimic::Trial;
 
 mod header;
+mod operation;
 mod raw_header;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [header::tests()].into_iter().flatten().collect()
+    [header::tests(), operation::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

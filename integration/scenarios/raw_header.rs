@@ -8,6 +8,8 @@ pub(crate) const SYNTHETIC_TCP6: &str =
     include_str!("../../src/proxy_protocol/vectors/synthetic-tcp6.hex");
 pub(crate) const DIRECT_UDP4: &str =
     include_str!("../../src/proxy_protocol/vectors/direct-udp4.hex");
+pub(crate) const HEALTH_CHECK_LOCAL: &str =
+    include_str!("../../src/proxy_protocol/vectors/health-check-local.hex");
 
 /// The signature, these two bytes, the length of `body`, and `body`.
 pub(crate) fn of(version_and_command: u8, family: u8, body: &[u8]) -> Vec<u8> {
