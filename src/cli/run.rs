@@ -15,7 +15,7 @@ pub(super) struct Args {
     /// Configuration file [default: /etc/tollgate/tollgate.toml]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream", "trusted", "proxy_protocol", "admin"])]
     config: Option<PathBuf>,
-    /// Address and port to listen on, for instance 0.0.0.0:8443; [::]:8443 takes IPv6 and IPv4
+    /// Address and port to listen on, for instance 0.0.0.0:8443; `[::]:8443` takes IPv6 and IPv4
     #[arg(long, value_name = "ADDR", requires = "upstream")]
     listen: Option<String>,
     /// Where to forward to, for instance cp.us-east-1.example.internal:443

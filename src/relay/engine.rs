@@ -1,7 +1,7 @@
 //! All relaying sessions of one worker: a slab of plain data and an epoll instance of their own.
 //!
 //! [`Engine::add`] takes a connected session over; from then on the engine moves its bytes, bounds its time and ends it, in
-//! [`Engine::end`] and nowhere else. [`run`] is the one task that drives it. The clock is read once per batch of events.
+//! `Engine::end` and nowhere else. [`run`] is the one task that drives it. The clock is read once per batch of events.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
