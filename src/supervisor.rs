@@ -13,12 +13,12 @@ use tracing::{error, info, warn};
 
 use crate::account::Books;
 use crate::admin::{self, Room, View, health};
-use crate::config::{Config, Peers};
+use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
 use crate::listener::bind;
 use crate::systemd;
 use crate::upstream::Upstream;
-use crate::upstream::resolver::{self, ResolverError};
+use crate::upstream::resolver::{self, Named, ResolverError};
 use crate::worker::{Door, Worker, WorkerError};
 
 /// Why the relay does not run, or ran no longer.
@@ -184,20 +184,29 @@ fn bind_error(address: SocketAddr, what: String, error: io::Error) -> Supervisor
     }
 }
 
-fn start_upstreams(config: &Arc<Config>) -> Result<Vec<Arc<Upstream>>, SupervisorError> {
-    let resolver = resolver::resolver(&config.resolver)?;
+/// Every upstream, and a task for each name in it. Without a name there is no resolver, and nothing to be set up for one.
+fn start_upstreams(config: &Config) -> Result<Vec<Arc<Upstream>>, SupervisorError> {
+    let mut resolver = None;
     let mut upstreams = Vec::new();
     for settings in &config.upstreams {
         let upstream = Arc::new(Upstream::new(settings));
-        for index in 0..settings.targets.len() {
-            let keeping = resolver::keep_fresh(
-                upstream.clone(),
-                settings.clone(),
+        for (index, target) in settings.targets.iter().enumerate() {
+            let Host::Name(name) = &target.host else {
+                continue;
+            };
+            let resolver = match &resolver {
+                Some(resolver) => Arc::clone(resolver),
+                None => resolver
+                    .insert(resolver::resolver(&config.resolver)?)
+                    .clone(),
+            };
+            let named = Named {
+                upstream: upstream.clone(),
                 index,
-                resolver.clone(),
-                config.resolver.family,
-            );
-            tokio::spawn(keeping);
+                name: name.clone(),
+                port: target.port,
+            };
+            tokio::spawn(named.keep_fresh(settings.clone(), resolver, config.resolver.family));
         }
         upstreams.push(upstream);
     }

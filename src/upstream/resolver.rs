@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::Upstream;
 use super::addresses::{Bounds, Change, Resolution, may_be_used};
-use crate::config::{self, Family, Host, Target};
+use crate::config::{self, Family};
 
 /// One server's time to answer one question.
 const TRY: Duration = Duration::from_secs(2);
@@ -99,78 +99,85 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
     server
 }
 
-/// Keeps one target of `upstream` fresh, for ever. Returns at once for a literal address.
-pub async fn keep_fresh(
-    upstream: Arc<Upstream>,
-    settings: config::Upstream,
-    index: usize,
-    resolver: Arc<TokioResolver>,
-    family: Family,
-) {
-    let target = &settings.targets[index];
-    let Host::Name(host) = &target.host else {
-        return;
-    };
-    let bounds = Bounds {
-        min_ttl: settings.min_ttl,
-        max_ttl: settings.max_ttl,
-        stale_for: settings.stale_for,
-    };
-    let mut resolution = Resolution::new(bounds, Instant::now());
-    loop {
-        tokio::select! {
-            () = sleep_until(resolution.next()) => {}
-            () = upstream.refresh.notified() => {
-                resolution.requested(Instant::now());
-                continue;
-            }
-        }
-        resolution.asking(Instant::now());
-        let looked_up = look_up(host, &resolver, family, &settings).await;
-        record(&upstream, index, target, &mut resolution, looked_up);
-    }
+/// A target of an upstream that is a name.
+#[derive(Debug)]
+pub struct Named {
+    /// Whose target it is.
+    pub upstream: Arc<Upstream>,
+    /// Which of them.
+    pub index: usize,
+    /// What to look up.
+    pub name: Arc<str>,
+    /// The port that goes with its addresses.
+    pub port: u16,
 }
 
-/// Books what a look-up brought; says so once per change of state.
-fn record(
-    upstream: &Upstream,
-    index: usize,
-    target: &Target,
-    resolution: &mut Resolution,
-    looked_up: Result<(Vec<IpAddr>, Duration), LookupError>,
-) {
-    let now = Instant::now();
-    let failure = looked_up.as_ref().err().map(ToString::to_string);
-    let answered = looked_up.is_ok();
-    let change = match looked_up {
-        Ok((addresses, ttl)) => resolution.answered(now, addresses, ttl),
-        Err(_) => resolution.failed(now),
-    };
-    let in_use: Vec<SocketAddr> = resolution
-        .current(now)
-        .iter()
-        .map(|ip| SocketAddr::new(*ip, target.port))
-        .collect();
-    match (change, &failure) {
-        (Change::Addresses, _) => {
-            info!(upstream = &*upstream.name, %target, addresses = ?in_use, "addresses changed")
+impl Named {
+    /// Keeps its addresses fresh, for ever.
+    pub async fn keep_fresh(
+        self,
+        settings: config::Upstream,
+        resolver: Arc<TokioResolver>,
+        family: Family,
+    ) {
+        let bounds = Bounds {
+            min_ttl: settings.min_ttl,
+            max_ttl: settings.max_ttl,
+            stale_for: settings.stale_for,
+        };
+        let mut resolution = Resolution::new(bounds, Instant::now());
+        loop {
+            tokio::select! {
+                () = sleep_until(resolution.next()) => {}
+                () = self.upstream.refresh.notified() => {
+                    resolution.requested(Instant::now());
+                    continue;
+                }
+            }
+            resolution.asking(Instant::now());
+            let looked_up = look_up(&self.name, &resolver, family, &settings).await;
+            self.record(&mut resolution, looked_up);
         }
-        (Change::Recovered, _) => info!(upstream = &*upstream.name, %target, "name resolves again"),
-        (Change::Failing, Some(error)) => warn!(
-            upstream = &*upstream.name, %target, error, addresses = ?in_use,
-            "name does not resolve; the last good answer stays in use"
-        ),
-        _ => {}
     }
-    upstream.update(index, |state| {
-        state.addresses = in_use;
-        state.looked_up = true;
-        state.next = Some(resolution.next());
-        state.failure = failure;
-        if answered {
-            state.answered = Some(now);
+
+    /// Books what a look-up brought; says so once per change of state.
+    fn record(
+        &self,
+        resolution: &mut Resolution,
+        looked_up: Result<(Vec<IpAddr>, Duration), LookupError>,
+    ) {
+        let now = Instant::now();
+        let failure = looked_up.as_ref().err().map(ToString::to_string);
+        let change = match looked_up {
+            Ok((addresses, ttl)) => resolution.answered(now, addresses, ttl),
+            Err(_) => resolution.failed(now),
+        };
+        let in_use = resolution
+            .current(now)
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, self.port))
+            .collect::<Vec<_>>();
+        let (upstream, name) = (&*self.upstream.name, &*self.name);
+        match (change, &failure) {
+            (Change::Addresses, _) => {
+                info!(upstream, name, addresses = ?in_use, "addresses changed")
+            }
+            (Change::Recovered, _) => info!(upstream, name, "name resolves again"),
+            (Change::Failing, Some(error)) => {
+                warn!(upstream, name, error, addresses = ?in_use, "name does not resolve; the last good answer stays in use");
+            }
+            _ => {}
         }
-    });
+        self.upstream.update(self.index, |state| {
+            state.addresses = in_use;
+            state.looked_up = true;
+            state.next = Some(resolution.next());
+            if failure.is_none() {
+                state.answered = Some(now);
+            }
+            state.failure = failure;
+        });
+    }
 }
 
 /// `/etc/hosts`, then DNS. The hosts file is the operator's word: its addresses are not filtered.
