@@ -43,6 +43,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             "nlb_checks_health_and_fails_open",
             nlb_checks_health_and_fails_open,
         ),
+        claim(
+            "nlb_resets_what_an_unhealthy_target_has",
+            nlb_resets_what_an_unhealthy_target_has,
+        ),
         claim("nlb_deregisters_with_a_lag", nlb_deregisters_with_a_lag),
         claim("nlb_killed_resets_both_sides", nlb_killed_resets_both_sides),
     ]
@@ -345,6 +349,35 @@ fn nlb_checks_health_and_fails_open() {
     });
     assert_eq!(first[..100], header::health_check());
     assert!(first[100..].starts_with(b"GET /readyz HTTP/1.1\r\n"));
+}
+
+fn nlb_resets_what_an_unhealthy_target_has() {
+    let vpcs = Vpcs::new("nlb-unhealthy");
+    let origin = Origin::start(&vpcs.target, TARGET, Manner::Echo);
+    let health = Origin::start(&vpcs.target, "10.9.0.2:8080", Manner::Collector);
+    let check = HealthCheck {
+        port: Some(8080),
+        header: false,
+        ..HealthCheck::http("/healthz")
+    };
+    let config = Config {
+        health: Some(check),
+        proxy_protocol: false,
+        ..vpcs.config()
+    };
+    let nlb = Nlb::start(&vpcs.nlb, config);
+    nlb.wait_health(origin.address(), true);
+    let mut agent = vpcs.consumer.run(async {
+        let mut agent = connect().await;
+        agent.exchange(10).await.expect("it echoes");
+        agent
+    });
+    assert!(health.books().requests["/healthz"].count >= 2);
+    drop(health);
+    nlb.wait_health(origin.address(), false);
+    let end = vpcs.consumer.run(async move { agent.read_to_end().await });
+    assert_eq!(end.expect("it ends"), (vec![], End::Reset));
+    assert_eq!(origin.wait_over(1).connections[0].end, Some(End::Reset));
 }
 
 fn nlb_deregisters_with_a_lag() {
