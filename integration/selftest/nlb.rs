@@ -44,6 +44,14 @@ pub(crate) fn tests() -> Vec<Trial> {
             nlb_checks_health_and_fails_open,
         ),
         claim(
+            "nlb_delivers_what_came_before_a_reset",
+            nlb_delivers_what_came_before_a_reset,
+        ),
+        claim(
+            "nlb_spreads_flows_over_targets",
+            nlb_spreads_flows_over_targets,
+        ),
+        claim(
             "nlb_resets_what_an_unhealthy_target_has",
             nlb_resets_what_an_unhealthy_target_has,
         ),
@@ -254,6 +262,58 @@ fn nlb_relays_half_close_and_reset() {
     assert_eq!(books.connections[0].end, Some(End::Reset));
     assert_eq!(books.received, 1000);
     assert_eq!(nlb.wait_over().resets, 2);
+}
+
+fn nlb_delivers_what_came_before_a_reset() {
+    let vpcs = Vpcs::new("nlb-late-reader");
+    let config = Config {
+        proxy_protocol: false,
+        ..vpcs.config()
+    };
+    let nlb = Nlb::start(&vpcs.nlb, config);
+    // Little enough for the NLB's kernel to acknowledge all of it while the client reads nothing.
+    let (seed, bytes) = (8, 50_000);
+    let origin = Origin::start(&vpcs.target, TARGET, Manner::SendThenReset { seed, bytes });
+    let agent = vpcs.consumer.run(async {
+        let to = LISTEN.parse().expect("an address");
+        Agent::connect_narrow(to, 4096).await.expect("it listens")
+    });
+    // The target has reset its connection while most of what it sent is still on the way.
+    origin.wait_over(1);
+    let end = vpcs.consumer.run(async move {
+        let mut agent = agent;
+        let end = agent.expect_to_end(seed).await.expect("it ends");
+        (end, agent.received())
+    });
+    assert_eq!(end, (End::Reset, bytes));
+    nlb.wait_over();
+}
+
+fn nlb_spreads_flows_over_targets() {
+    let vpcs = Vpcs::new("nlb-spread");
+    let targets = ["10.9.0.2:8443", "10.9.0.2:8444", "10.9.0.2:8445"];
+    let origins = targets.map(|target| Origin::start(&vpcs.target, target, Manner::Echo));
+    let nlb = Nlb::start(
+        &vpcs.nlb,
+        Config {
+            targets: origins.iter().map(Origin::address).collect(),
+            proxy_protocol: false,
+            ..vpcs.config()
+        },
+    );
+    vpcs.consumer.run(async {
+        for _ in 0..90 {
+            connect().await.exchange(10).await.expect("it echoes");
+        }
+    });
+    let shares = origins.map(|origin| origin.wait_over(1).accepted);
+    assert_eq!(shares.iter().sum::<u64>(), 90);
+    // 30 each in the mean, with a standard deviation of 4.5.
+    assert!(
+        shares.iter().all(|share| (8..60).contains(share)),
+        "{shares:?}"
+    );
+    nlb.wait_over();
 }
 
 /// Another origin at the same address, as soon as the one before has let go of it.
