@@ -4,6 +4,8 @@
 //! A program that uses it calls [`enter::enter`] first thing in `main`. Then a [`netns::Lab`] owns hosts (network namespaces) and the links
 //! between them; each other part is started on a host and goes when its handle is dropped. Tests are plain functions on plain threads:
 //! asynchronous work runs on a host (`host.run(async move { … })`), and what parts counted is waited for from the test's thread.
+//!
+//! A program includes it as `pub mod harness;` at its root: the parts know each other by `crate::harness`.
 
 use std::time::Duration;
 

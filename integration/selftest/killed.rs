@@ -60,11 +60,8 @@ fn kill_one_of(name: &str, choose: impl FnOnce(&[u32], u32) -> u32) {
         .read_line(&mut line)
         .expect("a victim speaks or ends");
     assert_eq!(line, "ready\n");
-    let processes = marked(&mark);
-    assert!(
-        processes.len() >= 3,
-        "unshare, the run and its child: {processes:?}"
-    );
+    // unshare, the run and its child; one that is just executing its program shows no environment.
+    let processes = wait_marked(&mark, |processes| processes.len() >= 3);
     let chosen = choose(&processes, unshare.id());
     let status = Command::new("kill")
         .args(["-KILL", &chosen.to_string()])
@@ -72,15 +69,7 @@ fn kill_one_of(name: &str, choose: impl FnOnce(&[u32], u32) -> u32) {
         .expect("kill(1) is there");
     assert!(status.success());
     unshare.wait().expect("it is our child");
-    let deadline = Instant::now() + BOUND;
-    loop {
-        let left = marked(&mark);
-        if left.is_empty() {
-            break;
-        }
-        assert!(Instant::now() < deadline, "still there: {left:?}");
-        thread::sleep(Duration::from_millis(2));
-    }
+    wait_marked(&mark, <[u32]>::is_empty);
 }
 
 pub(crate) fn be_killed() -> ExitCode {
@@ -95,6 +84,19 @@ pub(crate) fn be_killed() -> ExitCode {
     let _ = writeln!(io::stdout(), "ready");
     let _ = child.wait();
     ExitCode::FAILURE
+}
+
+/// Looks again until the marked processes are as wanted: processes that are not our children end without a word to us.
+fn wait_marked(mark: &str, wanted: impl Fn(&[u32]) -> bool) -> Vec<u32> {
+    let deadline = Instant::now() + BOUND;
+    loop {
+        let processes = marked(mark);
+        if wanted(&processes) {
+            return processes;
+        }
+        assert!(Instant::now() < deadline, "still: {processes:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// The processes whose environment has the mark. A zombie has none.

@@ -43,6 +43,18 @@ pub(crate) fn tests() -> Vec<Trial> {
             "nlb_checks_health_and_fails_open",
             nlb_checks_health_and_fails_open,
         ),
+        claim(
+            "nlb_delivers_what_came_before_a_reset",
+            nlb_delivers_what_came_before_a_reset,
+        ),
+        claim(
+            "nlb_spreads_flows_over_targets",
+            nlb_spreads_flows_over_targets,
+        ),
+        claim(
+            "nlb_resets_what_an_unhealthy_target_has",
+            nlb_resets_what_an_unhealthy_target_has,
+        ),
         claim("nlb_deregisters_with_a_lag", nlb_deregisters_with_a_lag),
         claim("nlb_killed_resets_both_sides", nlb_killed_resets_both_sides),
     ]
@@ -252,6 +264,58 @@ fn nlb_relays_half_close_and_reset() {
     assert_eq!(nlb.wait_over().resets, 2);
 }
 
+fn nlb_delivers_what_came_before_a_reset() {
+    let vpcs = Vpcs::new("nlb-late-reader");
+    let config = Config {
+        proxy_protocol: false,
+        ..vpcs.config()
+    };
+    let nlb = Nlb::start(&vpcs.nlb, config);
+    // Little enough for the NLB's kernel to acknowledge all of it while the client reads nothing.
+    let (seed, bytes) = (8, 50_000);
+    let origin = Origin::start(&vpcs.target, TARGET, Manner::SendThenReset { seed, bytes });
+    let agent = vpcs.consumer.run(async {
+        let to = LISTEN.parse().expect("an address");
+        Agent::connect_narrow(to, 4096).await.expect("it listens")
+    });
+    // The target has reset its connection while most of what it sent is still on the way.
+    origin.wait_over(1);
+    let end = vpcs.consumer.run(async move {
+        let mut agent = agent;
+        let end = agent.expect_to_end(seed).await.expect("it ends");
+        (end, agent.received())
+    });
+    assert_eq!(end, (End::Reset, bytes));
+    nlb.wait_over();
+}
+
+fn nlb_spreads_flows_over_targets() {
+    let vpcs = Vpcs::new("nlb-spread");
+    let targets = ["10.9.0.2:8443", "10.9.0.2:8444", "10.9.0.2:8445"];
+    let origins = targets.map(|target| Origin::start(&vpcs.target, target, Manner::Echo));
+    let nlb = Nlb::start(
+        &vpcs.nlb,
+        Config {
+            targets: origins.iter().map(Origin::address).collect(),
+            proxy_protocol: false,
+            ..vpcs.config()
+        },
+    );
+    vpcs.consumer.run(async {
+        for _ in 0..90 {
+            connect().await.exchange(10).await.expect("it echoes");
+        }
+    });
+    let shares = origins.map(|origin| origin.wait_over(1).accepted);
+    assert_eq!(shares.iter().sum::<u64>(), 90);
+    // 30 each in the mean, with a standard deviation of 4.5.
+    assert!(
+        shares.iter().all(|share| (8..60).contains(share)),
+        "{shares:?}"
+    );
+    nlb.wait_over();
+}
+
 /// Another origin at the same address, as soon as the one before has let go of it.
 fn restart(vpcs: &Vpcs, manner: Manner) -> Origin {
     let free = || {
@@ -345,6 +409,35 @@ fn nlb_checks_health_and_fails_open() {
     });
     assert_eq!(first[..100], header::health_check());
     assert!(first[100..].starts_with(b"GET /readyz HTTP/1.1\r\n"));
+}
+
+fn nlb_resets_what_an_unhealthy_target_has() {
+    let vpcs = Vpcs::new("nlb-unhealthy");
+    let origin = Origin::start(&vpcs.target, TARGET, Manner::Echo);
+    let health = Origin::start(&vpcs.target, "10.9.0.2:8080", Manner::Collector);
+    let check = HealthCheck {
+        port: Some(8080),
+        header: false,
+        ..HealthCheck::http("/healthz")
+    };
+    let config = Config {
+        health: Some(check),
+        proxy_protocol: false,
+        ..vpcs.config()
+    };
+    let nlb = Nlb::start(&vpcs.nlb, config);
+    nlb.wait_health(origin.address(), true);
+    let mut agent = vpcs.consumer.run(async {
+        let mut agent = connect().await;
+        agent.exchange(10).await.expect("it echoes");
+        agent
+    });
+    assert!(health.books().requests["/healthz"].count >= 2);
+    drop(health);
+    nlb.wait_health(origin.address(), false);
+    let end = vpcs.consumer.run(async move { agent.read_to_end().await });
+    assert_eq!(end.expect("it ends"), (vec![], End::Reset));
+    assert_eq!(origin.wait_over(1).connections[0].end, Some(End::Reset));
 }
 
 fn nlb_deregisters_with_a_lag() {

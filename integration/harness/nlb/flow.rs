@@ -3,13 +3,14 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -129,7 +130,7 @@ enum Side {
 enum Stop {
     /// Both sides sent their FIN.
     Over,
-    /// This side broke; the other is to be told.
+    /// This side broke: the other is to be told.
     Broken(Side),
     /// Nothing moved for too long.
     Idle,
@@ -148,6 +149,15 @@ struct Flow {
 
 impl Flow {
     async fn run(self, header: Vec<u8>) {
+        match self.relay(header).await {
+            Stop::Over => {}
+            Stop::Idle => self.forget().await,
+            Stop::Broken(_) | Stop::Ended => self.reset_both(),
+        }
+    }
+
+    /// Moves bytes both ways until something ends it. When a side broke, what it sent before has arrived at the other.
+    async fn relay(&self, header: Vec<u8>) -> Stop {
         let last_move = LastMove::now();
         let idle = async {
             loop {
@@ -158,28 +168,51 @@ impl Flow {
                 }
             }
         };
-        let relay = async {
-            let to_target = self.to_target(header, &last_move);
-            let to_client = self.pump(Side::Target, &last_move);
-            match tokio::try_join!(to_target, to_client) {
-                Ok(((), ())) => Stop::Over,
-                Err(side) => Stop::Broken(side),
+        let mut to_target = pin!(self.to_target(header, &last_move));
+        let mut to_client = pin!(self.pump(Side::Target, &last_move));
+        let mut idle = pin!(idle);
+        // Which directions have come to their end.
+        let (mut target_told, mut client_told) = (false, false);
+        let stop = loop {
+            tokio::select! {
+                biased;
+                () = self.ended.cancelled() => break Stop::Ended,
+                end = &mut to_target, if !target_told => {
+                    target_told = true;
+                    if let Err(side) = end {
+                        break Stop::Broken(side);
+                    }
+                }
+                end = &mut to_client, if !client_told => {
+                    client_told = true;
+                    if let Err(side) = end {
+                        break Stop::Broken(side);
+                    }
+                }
+                () = stream::broken(&self.consumer) => break Stop::Broken(Side::Client),
+                () = stream::broken(&self.target) => break Stop::Broken(Side::Target),
+                stop = &mut idle => break stop,
+            }
+            if target_told && client_told {
+                return Stop::Over;
             }
         };
-        let stop = tokio::select! {
-            biased;
-            () = self.ended.cancelled() => Stop::Ended,
-            stop = relay => stop,
-            () = stream::broken(&self.consumer) => Stop::Broken(Side::Client),
-            () = stream::broken(&self.target) => Stop::Broken(Side::Target),
-            stop = idle => stop,
-        };
         match stop {
-            Stop::Over => {}
-            Stop::Broken(side) => self.pass_reset_on(side).await,
-            Stop::Idle => self.forget().await,
-            Stop::Ended => self.reset_both(),
+            Stop::Broken(Side::Client) => {
+                if !target_told {
+                    let _ = timeout(DELIVERY, to_target).await;
+                }
+                self.delivered(Side::Target).await;
+            }
+            Stop::Broken(Side::Target) => {
+                if !client_told {
+                    let _ = timeout(DELIVERY, to_client).await;
+                }
+                self.delivered(Side::Client).await;
+            }
+            Stop::Over | Stop::Idle | Stop::Ended => {}
         }
+        stop
     }
 
     /// The first bytes carry the header with them.
@@ -260,29 +293,18 @@ impl Flow {
         });
     }
 
-    /// One side broke: what it sent before still arrives at the other, then the RST.
-    async fn pass_reset_on(self, broken: Side) {
-        let (source, sink, _) = self.sides(broken);
-        let deliver = async {
-            while let Ok(Some(rest)) = stream::read(source, <[u8]>::to_vec).await {
-                let write = stream::write(sink, &rest, |n| self.count(broken, n));
-                if write.await.is_err() {
-                    return;
-                }
-            }
-            if let (Ok(local), Ok(remote)) = (sink.local_addr(), sink.peer_addr()) {
-                // The table of sockets is that of the namespace in which this one was opened.
-                let host = match broken {
-                    Side::Client => &self.shared.host,
-                    Side::Target => &self.client_host,
-                };
-                let _ = host
-                    .spawn(sockets::acknowledged(local, remote, DELIVERY))
-                    .await;
-            }
+    /// Waits until a side has acknowledged all that we wrote to it.
+    async fn delivered(&self, to: Side) {
+        // The table of sockets is that of the namespace in which this one was opened.
+        let (sink, host) = match to {
+            Side::Client => (&self.consumer, &self.client_host),
+            Side::Target => (&self.target, &self.shared.host),
         };
-        let _ = tokio::time::timeout(DELIVERY, deliver).await;
-        self.reset_both();
+        if let (Ok(local), Ok(remote)) = (sink.local_addr(), sink.peer_addr()) {
+            let _ = host
+                .spawn(sockets::acknowledged(local, remote, DELIVERY))
+                .await;
+        }
     }
 
     /// The idle timeout: nothing is said, and whoever speaks next is answered by RST.
