@@ -11,10 +11,11 @@ use std::{
 };
 
 use tokio::{
-    io::unix::AsyncFd,
+    io::{Interest, unix::AsyncFd},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tollgate::sys::readiness;
 
 use super::{netns::Host, pattern::Random};
 
@@ -215,12 +216,9 @@ fn carry(devices: [OwnedFd; 2], control: &Mutex<Control>, stop: &CancellationTok
     });
 }
 
-#[expect(
-    deprecated,
-    reason = "what replaces it is unsafe; it is unsound only for what gives away its descriptor while registered, which an OwnedFd does not"
-)]
 fn register(device: OwnedFd) -> AsyncFd<OwnedFd> {
-    AsyncFd::new(device).expect("a TUN can be polled")
+    let both_ways = Interest::READABLE | Interest::WRITABLE;
+    readiness::watch(device, both_ways).expect("a TUN can be polled")
 }
 
 fn report(result: io::Result<()>) {

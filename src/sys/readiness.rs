@@ -1,4 +1,4 @@
-//! An epoll instance of our own that tokio tells us about.
+//! Descriptors that tokio tells us about.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,7 +7,22 @@ use rustix::event::epoll;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A new epoll instance, registered with the runtime of the calling thread: readable when it has events.
+/// Registers a descriptor with the runtime of the calling thread.
+///
+/// # Errors
+/// It cannot be polled, or no memory is left.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: `register_with_interest` wants the descriptor to stay open and to be the same one for as long as the
+    // `AsyncFd` lives. An `OwnedFd` is closed only when it is dropped, its `as_raw_fd` never changes, and it is moved into
+    // the `AsyncFd` here.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
+    registered.map_err(|error| error.into_parts().1)
+}
+
+/// A new epoll instance, registered as [`watch`] does: readable when it has events.
 ///
 /// # Errors
 /// No descriptor or memory left.
@@ -15,10 +30,8 @@ use tokio::io::unix::AsyncFd;
 /// # Panics
 /// Outside a tokio runtime.
 pub fn epoll_in_runtime() -> io::Result<AsyncFd<OwnedFd>> {
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    // SAFETY: `register_with_interest` wants the descriptor to stay open and to be the same one for as long as the
-    // `AsyncFd` lives. An `OwnedFd` is closed only when it is dropped, its `as_raw_fd` never changes, and it is moved into
-    // the `AsyncFd` here.
-    let registered = unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE) };
-    registered.map_err(|error| error.into_parts().1)
+    watch(
+        epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        Interest::READABLE,
+    )
 }
