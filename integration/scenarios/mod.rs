@@ -8,11 +8,12 @@ use libtest_mimic::Trial;
 
 mod header;
 mod operation;
+mod random;
 mod raw_header;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [header::tests(), operation::tests()]
+    [header::tests(), operation::tests(), random::tests()]
         .into_iter()
         .flatten()
         .collect()
