@@ -26,21 +26,36 @@ const BACKLOG: i32 = 4096;
 /// How long accepting rests when descriptors or memory have run out: long enough not to spin, short enough not to be noticed.
 const REST: Duration = Duration::from_millis(100);
 
+/// Whether `address` is free, and which port it is where the kernel chooses (port 0). SO_REUSEPORT lets any process of the same
+/// user join an address, and a second relay on it would take half the connections unseen: so it is bound once without, and
+/// not listened on, because a connection in that queue would be lost.
+///
+/// # Errors
+/// The address is in use, not ours, or its port needs a permission.
+pub fn claim(address: SocketAddr) -> io::Result<SocketAddr> {
+    let socket = socket_for(address)?;
+    socket.bind(&address.into())?;
+    let bound = socket.local_addr()?.as_socket();
+    Ok(bound.unwrap_or(address))
+}
+
+fn socket_for(address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?; // [::] takes IPv4 too, whatever net.ipv6.bindv6only says
+    }
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
 /// A listening socket that shares its address with those of the other workers. What is accepted from it inherits the leg's
 /// options.
 ///
 /// # Errors
 /// The address is in use, not ours, or its port needs a permission.
 pub fn bind(address: SocketAddr, limits: &SessionLimits) -> io::Result<StdListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?; // [::] takes IPv4 too, whatever net.ipv6.bindv6only says
-    }
-    socket.set_reuse_address(true)?;
+    let socket = socket_for(address)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     leg::set_options(&socket, limits)?;

@@ -15,7 +15,7 @@ use crate::account::Books;
 use crate::admin::{self, Room, View, health};
 use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
-use crate::listener::bind;
+use crate::listener::{bind, claim};
 use crate::systemd;
 use crate::upstream::Upstream;
 use crate::upstream::resolver::{self, Named, ResolverError};
@@ -91,9 +91,6 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
         began: Instant::now(),
     });
     warn!("the books are kept in memory: they start at zero with each process");
-    for listener in &config.listeners {
-        info!(listener = &*listener.name, addresses = ?listener.bind, "listening");
-    }
     systemd::ready(config.listeners.len());
     conduct(&config, &phase_sender, &mut signals, &mut workers_said).await
 }
@@ -143,11 +140,17 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
         let sessions = Arc::new(Semaphore::new(listener.max_sessions));
         let limits = config.session_limits(listener, &config.upstreams[listener.upstream]);
         let what = || format!("listener {:?}", &*listener.name);
-        claim(&listener.bind, what)?;
+        let refused = |address: SocketAddr| move |error| bind_error(address, what(), error);
+        let addresses = listener
+            .bind
+            .iter()
+            .map(|at| claim(*at).map_err(refused(*at)));
+        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+        info!(listener = &*listener.name, ?addresses, "listening");
         for door in &mut doors {
-            let sockets = listener.bind.iter().map(|address| {
-                bind(*address, &limits).map_err(|error| bind_error(*address, what(), error))
-            });
+            let sockets = addresses
+                .iter()
+                .map(|at| bind(*at, &limits).map_err(refused(*at)));
             let sockets = sockets.collect::<Result<_, _>>()?;
             door.push(Door {
                 sockets,
@@ -156,7 +159,7 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
             });
         }
         rooms.push(Room {
-            addresses: listener.bind.clone(),
+            addresses,
             max_pending: listener.max_pending,
             pending,
             max_sessions: listener.max_sessions,
@@ -164,16 +167,6 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
         });
     }
     Ok((rooms, doors))
-}
-
-/// SO_REUSEPORT lets any process of the same user join an address; a second relay on it would take half the connections unseen. So
-/// each address is bound once without it.
-fn claim(addresses: &[SocketAddr], what: impl Fn() -> String) -> Result<(), SupervisorError> {
-    for address in addresses {
-        std::net::TcpListener::bind(address)
-            .map_err(|error| bind_error(*address, what(), error))?;
-    }
-    Ok(())
 }
 
 fn bind_error(address: SocketAddr, what: String, error: io::Error) -> SupervisorError {
@@ -246,6 +239,9 @@ impl Ports {
             tokio::spawn(health::serve(listener, trusted, view.phase.clone()));
         }
         if let Some(listener) = self.admin {
+            if let Ok(address) = listener.local_addr() {
+                info!(%address, "admin port: /metrics /status /healthz /readyz");
+            }
             tokio::spawn(admin::serve(listener, Arc::new(view)));
         }
     }
