@@ -16,6 +16,8 @@ use crate::admin::{self, Room, View, health};
 use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
 use crate::listener::{bind, claim};
+use crate::relay::pipes::Budget;
+use crate::sys::pipe::user_quota;
 use crate::systemd;
 use crate::upstream::Upstream;
 use crate::upstream::resolver::{self, Named, ResolverError};
@@ -72,12 +74,14 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
     let (phase_sender, phase) = watch::channel(Phase::default());
     let ports = Ports::bind(&config)?;
     let mut signals = Signals::new()?;
+    let pipe_budget = Arc::new(Budget::of(user_quota()));
     let mut workers_said = start_workers(doors, |index, doors| Worker {
         index,
         config: config.clone(),
         books: books.clone(),
         upstreams: upstreams.clone(),
         doors,
+        pipe_budget: pipe_budget.clone(),
         phase: phase.clone(),
     })?;
     all_started(&mut workers_said, workers).await?;

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::drain::Phase;
 use crate::listener::accept_loop;
 use crate::relay::engine::{self, Engine};
+use crate::relay::pipes::Budget;
 use crate::session::Entrance;
 use crate::telemetry::LogLimiter;
 use crate::upstream::Upstream;
@@ -36,6 +37,8 @@ pub struct Worker {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Its sockets of each listener, in the order of the configuration, and the listener's room.
     pub doors: Vec<Door>,
+    /// What all workers' pipes together may take.
+    pub pipe_budget: Arc<Budget>,
     /// How far the process is on its way out.
     pub phase: watch::Receiver<Phase>,
 }
@@ -81,6 +84,7 @@ impl Worker {
             self.index,
             self.config.relay_mode,
             self.config.drain.close,
+            self.pipe_budget.clone(),
         )?;
         let engine = Rc::new(RefCell::new(engine));
         let (stop, over) = (CancellationToken::new(), CancellationToken::new());

@@ -23,7 +23,7 @@ use tracing::debug;
 
 use super::half::FULL_READ;
 use super::lifetime::{Farewell, Phase, Verdict};
-use super::pipes::Pipes;
+use super::pipes::{Budget, Pipes};
 use super::pump::{Pump, Turn};
 pub use super::session::{NewSession, Parties};
 use super::session::{Session, Side, undelivered};
@@ -59,7 +59,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without sessions, for `worker`, within that worker's runtime.
+    /// An engine without sessions, for `worker`, within that worker's runtime; its pipes draw on `budget`.
     ///
     /// # Errors
     /// No descriptor left for its epoll instance.
@@ -68,6 +68,7 @@ impl Engine {
         worker: usize,
         mode: RelayMode,
         close_with: CloseWith,
+        budget: Arc<Budget>,
     ) -> io::Result<Self> {
         Ok(Self {
             epoll: Rc::new(epoll_in_runtime()?),
@@ -75,7 +76,7 @@ impl Engine {
             more: VecDeque::new(),
             timers: Timers::default(),
             buffer: vec![0; FULL_READ].into_boxed_slice(),
-            pipes: Pipes::default(),
+            pipes: Pipes::new(budget),
             mode,
             close_with,
             books,

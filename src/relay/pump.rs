@@ -7,7 +7,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 
 use super::half::{Half, Next};
-use super::pipes::{PIPE_SIZE, Pipes};
+use super::pipes::Pipes;
 use crate::account::{Direction, Fallback, Meter, RelayPath, WorkerShard};
 use crate::sys::pipe::Pipe;
 
@@ -130,7 +130,7 @@ impl Pump<'_> {
                 return Ok(());
             }
         };
-        match splice(self.source, None, &pipe.input, None, PIPE_SIZE, SPLICE) {
+        match splice(self.source, None, &pipe.input, None, pipe.size, SPLICE) {
             Ok(n) => {
                 self.half.filled(n);
                 Ok(())
