@@ -6,9 +6,14 @@
 
 use libtest_mimic::Trial;
 
+mod ends;
 mod header;
+mod peers;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [header::tests()].into_iter().flatten().collect()
+    [ends::tests(), header::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
