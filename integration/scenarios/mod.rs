@@ -6,14 +6,23 @@
 
 use libtest_mimic::Trial;
 
+mod bounds;
 mod ends;
+mod half_close;
 mod header;
 mod peers;
+mod pressure;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [ends::tests(), header::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        bounds::tests(),
+        ends::tests(),
+        half_close::tests(),
+        header::tests(),
+        pressure::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -236,7 +236,8 @@ impl Peer {
         self.agent.as_ref().expect("back from what it did last")
     }
 
-    fn addresses(&self) -> (std::net::SocketAddr, std::net::SocketAddr) {
+    /// This end and the other.
+    pub(crate) fn addresses(&self) -> (std::net::SocketAddr, std::net::SocketAddr) {
         let stream = self.agent().stream();
         (stream.local_addr().unwrap(), stream.peer_addr().unwrap())
     }
@@ -316,13 +317,6 @@ impl Peer {
     pub(crate) fn reset_after_delivery(mut self) {
         let agent = self.take();
         self.host.run(agent.reset_after_delivery());
-    }
-
-    /// Closes in order.
-    #[track_caller]
-    pub(crate) fn close(mut self) {
-        let agent = self.take();
-        self.host.call(move || drop(agent));
     }
 }
 
