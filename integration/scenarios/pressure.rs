@@ -161,10 +161,9 @@ fn pipes_cut_by_a_timeout() {
 
 /// S14.
 fn descriptors_run_out() {
-    const LIMIT: usize = 64;
     const CROWD: u64 = 80;
     const BYTES: u64 = 1_000_000;
-    let start = in_mode("splice").through(&["prlimit", &format!("--nofile={LIMIT}:{LIMIT}")]);
+    let start = in_mode("splice").through(&["prlimit", "--nofile=64:64"]);
     let peers = Peers::new("nofile", start);
     // Without payload, so that it has no pipe when the last descriptor goes.
     let (mut client, mut server) = peers.open(10);
@@ -174,9 +173,6 @@ fn descriptors_run_out() {
             crowd.push(Agent::connect(listener()).await.unwrap());
         }
         crowd
-    });
-    peers.relay.wait_until("the last descriptor to go", || {
-        peers.relay.fd_count() == LIMIT
     });
     peers.relay.wait_log("cannot accept");
     peers.relay.assert_at_rest();
