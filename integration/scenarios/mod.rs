@@ -7,6 +7,7 @@
 use libtest_mimic::Trial;
 
 mod bounds;
+mod connect;
 mod ends;
 mod half_close;
 mod header;
@@ -17,6 +18,7 @@ pub(crate) mod world;
 pub(crate) fn tests() -> Vec<Trial> {
     [
         bounds::tests(),
+        connect::tests(),
         ends::tests(),
         half_close::tests(),
         header::tests(),
