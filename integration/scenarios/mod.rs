@@ -13,6 +13,7 @@ mod half_close;
 mod header;
 mod peers;
 mod pressure;
+mod t4;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         half_close::tests(),
         header::tests(),
         pressure::tests(),
+        t4::tests(),
     ]
     .into_iter()
     .flatten()
