@@ -85,22 +85,27 @@ fn targets(targets: &str) -> Start {
 }
 
 fn refused_address() {
-    let start = targets(&format!("targets = [\"10.30.0.2:444\", \"{ORIGIN}\"]"));
+    let start = targets(&format!("targets = [\"10.30.0.4:443\", \"{ORIGIN}\"]"));
     let world = World::with("refused", Manner::Echo, start);
+    // There, and nobody listens.
+    world.origin_host.address("eth0", "10.30.0.4/24");
     for _ in 0..6 {
         exchange(&world.node);
     }
     world.wait_closed("completed", 6);
-    world.relay.wait_log("10.30.0.2:444");
+    world.relay.wait_log("10.30.0.4:443");
     assert_eq!(world.origin.books().received, 6000);
     assert_eq!(world.booked(ENDPOINT, "to_upstream"), 6000);
     world.assert_at_rest();
 }
 
-/// Addresses behind the origin's host, which passes nothing on and says nothing.
+/// Leads 10.40.0.0/24 to a host that passes nothing on and says nothing.
 fn into_black_holes(world: &World) {
-    world.relay_host.route("10.40.0.0/24", "10.30.0.2");
-    world.origin_host.sysctl("net.ipv4.ip_forward", "0");
+    let hole = world.lab.host("hole");
+    world
+        .lab
+        .veth((&world.relay_host, "10.50.0.1/24"), (&hole, "10.50.0.2/24"));
+    world.relay_host.route("10.40.0.0/24", "10.50.0.2");
 }
 
 fn black_hole() {

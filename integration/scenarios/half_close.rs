@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 
 use super::{
     peers::{Peers, Way},
-    world::{Hosts, shipped, shipped_and},
+    world::{Hosts, shipped, shipped_and, shipped_with},
 };
 use crate::{
     claim,
@@ -107,7 +107,7 @@ fn slow_reader_outlives_the_bound() {
     for host in [&hosts.node, &hosts.origin] {
         host.sysctl("net.ipv4.tcp_rmem", "4096 4096 4096");
     }
-    let start = shipped_and("[session]\nhalf_close_timeout = \"500ms\"");
+    let start = shipped_with("session = { half_close_timeout = \"500ms\" }");
     let peers = Peers::between(hosts, start);
     for (n, way) in Way::ALL.into_iter().enumerate() {
         let (mut sender, mut receiver) = peers.open_along(way, 40);

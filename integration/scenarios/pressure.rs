@@ -1,6 +1,6 @@
 //! S14, S16, S22: readers that stop, pipes that were cut, descriptors that run out.
 
-use std::{thread, time::Duration};
+use std::thread;
 
 use libtest_mimic::Trial;
 
