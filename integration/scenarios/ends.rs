@@ -59,6 +59,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         claim("data_held_at_a_reset_arrives_when_spliced", || {
             held_data_then_reset("splice");
         }),
+        claim(
+            "data_in_the_kernel_at_a_reset_arrives",
+            data_in_the_kernel_then_reset,
+        ),
         claim("reset_stays_reset_and_fin_stays_fin", reset_and_fin),
         claim(
             "reset_is_seen_behind_a_half_close",
@@ -232,6 +236,34 @@ fn held_data_then_reset(mode: &str) {
         assert_eq!(receiver.received(), sent);
         peers.wait_closed(way.sender_reset(), 1);
         assert_eq!(peers.booked(way), sent);
+    }
+    peers.assert_at_rest();
+}
+
+/// S7: the relay has nothing left, its kernel has, and the receiver has room for a fifth of it. An RST sent at once would take it back.
+fn data_in_the_kernel_then_reset() {
+    const N: u64 = 20_000;
+    let hosts = Hosts::new("kernel-reset");
+    for host in [&hosts.node, &hosts.origin] {
+        host.sysctl("net.ipv4.tcp_rmem", "4096 4096 4096");
+    }
+    let peers = Peers::between(hosts, shipped());
+    for way in Way::ALL {
+        let (mut sender, mut receiver) = peers.open_along(way, 55);
+        sender.send(N);
+        peers
+            .relay
+            .wait_until("all to be passed on", || peers.booked(way) == N);
+        let (local, remote) = sender.addresses();
+        sender.reset_after_delivery();
+        peers.relay.wait_until("the RST to be seen", || {
+            let mut sockets = peers.hosts.relay.sockets().into_iter();
+            !sockets.any(|socket| (socket.remote, socket.local) == (local, remote))
+                && peers.relay.all_threads_wait()
+        });
+        assert_eq!(receiver.expect_to_end(), Reset);
+        assert_eq!(receiver.received(), N);
+        peers.wait_closed(way.sender_reset(), 1);
     }
     peers.assert_at_rest();
 }
