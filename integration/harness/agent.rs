@@ -63,7 +63,8 @@ impl Agent {
         Self::of(stream)
     }
 
-    fn of(stream: TcpStream) -> io::Result<Self> {
+    /// The other end: a connection that was accepted.
+    pub fn of(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,

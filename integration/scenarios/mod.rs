@@ -6,15 +6,32 @@
 
 use libtest_mimic::Trial;
 
+mod bounds;
+mod connect;
+mod ends;
+mod half_close;
 mod header;
 mod operation;
+mod peers;
+mod pressure;
 mod random;
 mod raw_header;
+mod t4;
 pub(crate) mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [header::tests(), operation::tests(), random::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        header::tests(),
+        operation::tests(),
+        ends::tests(),
+        half_close::tests(),
+        bounds::tests(),
+        pressure::tests(),
+        random::tests(),
+        connect::tests(),
+        t4::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -34,6 +34,31 @@ pub(crate) struct World {
     pub(crate) lab: Lab,
 }
 
+/// The three hosts and their wires: `eth0` of the relay leads to the node, `eth1` to the origin.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    pub(crate) node: Host,
+    pub(crate) relay: Host,
+    pub(crate) origin: Host,
+    pub(crate) lab: Lab,
+}
+
+impl Hosts {
+    #[track_caller]
+    pub(crate) fn new(name: &str) -> Self {
+        let lab = Lab::new(name);
+        let (node, relay, origin) = (lab.host("node"), lab.host("relay"), lab.host("origin"));
+        lab.veth((&node, "10.20.0.10/24"), (&relay, "10.20.0.2/24"));
+        lab.veth((&relay, "10.30.0.1/24"), (&origin, "10.30.0.2/24"));
+        Self {
+            node,
+            relay,
+            origin,
+            lab,
+        }
+    }
+}
+
 /// The shipped configuration with the origin's address in place of the control plane's.
 pub(crate) fn shipped() -> Start {
     Start::with(SHIPPED).replace("cp.us-east-1.example.internal:443", ORIGIN)
@@ -47,6 +72,12 @@ pub(crate) fn shipped_with(keys: &str) -> Start {
     )
 }
 
+/// The shipped configuration with tables added, such as `[session]`; the origin's address in place of the control plane's.
+#[track_caller]
+pub(crate) fn shipped_and(tables: &str) -> Start {
+    shipped().replace("[health]\n", &format!("{tables}\n\n[health]\n"))
+}
+
 impl World {
     /// The shipped configuration before an origin of this manner.
     #[track_caller]
@@ -57,14 +88,12 @@ impl World {
     /// A relay started like this before an origin of this manner.
     #[track_caller]
     pub(crate) fn with(name: &str, manner: Manner, start: Start) -> Self {
-        let lab = Lab::new(name);
-        let (node, relay_host, origin_host) =
-            (lab.host("node"), lab.host("relay"), lab.host("origin"));
-        lab.veth((&node, "10.20.0.10/24"), (&relay_host, "10.20.0.2/24"));
-        lab.veth(
-            (&relay_host, "10.30.0.1/24"),
-            (&origin_host, "10.30.0.2/24"),
-        );
+        let Hosts {
+            node,
+            relay: relay_host,
+            origin: origin_host,
+            lab,
+        } = Hosts::new(name);
         let origin = Origin::start(&origin_host, ORIGIN, manner);
         let relay = start.on(&relay_host);
         let baseline = Baseline::of(&relay);
@@ -98,25 +127,29 @@ impl World {
         );
     }
 
-    /// What every test ends with: nothing is open, nothing is left over, nothing moves, the books add up.
+    /// See [`assert_at_rest`].
     #[track_caller]
     pub(crate) fn assert_at_rest(&self) {
-        self.relay
-            .wait_metric("tollgate_connections_active", &[], 0);
-        self.relay
-            .wait_metric("tollgate_pipes", &[("state", "lent")], 0);
-        let kept = self.relay.metric("tollgate_pipes", &[("state", "idle")]);
-        let kept = usize::try_from(kept).expect("a few");
-        self.baseline.and_pipes(kept).assert_back(&self.relay);
-        let metrics = self.relay.metrics();
-        let opened = metrics.sum("tollgate_connections_opened_total", &[]);
-        let closed = metrics.sum("tollgate_connections_closed_total", &[]);
-        assert_eq!(opened, closed, "opened = closed + active");
-        assert_eq!(
-            metrics.sum("tollgate_connections_closed_total", &[("reason", "error")]),
-            0
-        );
+        assert_at_rest(&self.relay, self.baseline);
     }
+}
+
+/// What every test ends with: nothing is open, nothing is left over, nothing moves, the books add up.
+#[track_caller]
+pub(crate) fn assert_at_rest(relay: &Relay, baseline: Baseline) {
+    relay.wait_metric("tollgate_connections_active", &[], 0);
+    relay.wait_metric("tollgate_pipes", &[("state", "lent")], 0);
+    let kept = relay.metric("tollgate_pipes", &[("state", "idle")]);
+    let kept = usize::try_from(kept).expect("a few");
+    baseline.and_pipes(kept).assert_back(relay);
+    let metrics = relay.metrics();
+    let opened = metrics.sum("tollgate_connections_opened_total", &[]);
+    let closed = metrics.sum("tollgate_connections_closed_total", &[]);
+    assert_eq!(opened, closed, "opened = closed + active");
+    assert_eq!(
+        metrics.sum("tollgate_connections_closed_total", &[("reason", "error")]),
+        0
+    );
 }
 
 /// The listener's address.

@@ -45,6 +45,8 @@ pub(super) struct Lifetime {
     moved: Millis,
     /// When the half-close bound last ran out on a reader that was slow and not silent.
     spared: Millis,
+    /// What was undelivered then.
+    left: u64,
     delivery: Option<Delivery>,
 }
 
@@ -67,6 +69,7 @@ impl Lifetime {
             began: now,
             moved: now,
             spared: now,
+            left: 0,
             delivery: None,
         }
     }
@@ -140,8 +143,10 @@ impl Lifetime {
                     self.limits.half_close_timeout,
                 )) =>
             {
-                // Whoever still takes what came before the FIN is slow, not silent: the idle timeout bounds that.
-                if undelivered() == 0 {
+                // Whoever still takes what came before the FIN is slow, not silent: the idle timeout bounds that. Whoever took the
+                // last of it since we looked has not had its time to answer yet.
+                let before = std::mem::replace(&mut self.left, undelivered());
+                if (before, self.left) == (0, 0) {
                     return Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
                 }
                 self.spared = now;
@@ -221,6 +226,20 @@ mod tests {
         );
         let end = Verdict::End(CloseReason::IdleTimeout, Farewell::Rst);
         assert_eq!(judge(&mut lifetime, 3600 * S, Phase::Closing, 9), end);
+    }
+
+    #[test]
+    fn a_slow_reader_has_its_time_to_answer_once_it_has_everything() {
+        let mut lifetime = lifetime();
+        judge(&mut lifetime, 60 * S, Phase::Closing, 9);
+        assert_eq!(
+            judge(&mut lifetime, 120 * S, Phase::Closing, 0),
+            Verdict::GoOn,
+            "it may have taken the last byte just now"
+        );
+        assert_eq!(lifetime.deadline(Phase::Closing), Some(180 * S));
+        let end = Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
+        assert_eq!(judge(&mut lifetime, 180 * S, Phase::Closing, 0), end);
     }
 
     #[test]

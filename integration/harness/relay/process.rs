@@ -45,6 +45,19 @@ impl Relay {
         self.stat(17)
     }
 
+    /// Whether each of its threads sleeps, waiting for something.
+    #[track_caller]
+    pub fn all_threads_wait(&self) -> bool {
+        let folder = format!("/proc/{}/task", self.id());
+        let threads = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        threads.flatten().all(|thread| {
+            // One that has ended since it was listed waits for nothing.
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with('S'))
+        })
+    }
+
     /// Processor time since its start, its own and the kernel's on its behalf, in steps of a tick (10 ms most everywhere).
     #[track_caller]
     pub fn cpu_time(&self) -> Duration {
@@ -123,8 +136,11 @@ pub struct Baseline {
 
 impl Baseline {
     /// Takes it from a relay that is ready and has no connection.
+    ///
+    /// It answers as soon as its control thread does, when a worker may still be opening what it needs; so all must be waiting first.
     #[track_caller]
     pub fn of(relay: &Relay) -> Self {
+        relay.wait_until("all its threads to wait", || relay.all_threads_wait());
         Self {
             fds: relay.fd_count(),
             pipes: relay.pipe_fd_count(),
