@@ -4,7 +4,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -64,6 +67,7 @@ pub(super) async fn serve(
         endpoint,
         ended,
         shared,
+        broken: Default::default(),
     };
     flow.run(header).await;
 }
@@ -145,6 +149,8 @@ struct Flow {
     endpoint: String,
     ended: CancellationToken,
     shared: Arc<Shared>,
+    /// By side: that it broke.
+    broken: [AtomicBool; 2],
 }
 
 impl Flow {
@@ -197,6 +203,9 @@ impl Flow {
                 return Stop::Over;
             }
         };
+        if let Stop::Broken(side) = stop {
+            self.broken[side as usize].store(true, Ordering::Relaxed);
+        }
         match stop {
             Stop::Broken(Side::Client) => {
                 if !target_told {
@@ -254,6 +263,8 @@ impl Flow {
                 Err(error) => Err(error),
             });
             match moved.await {
+                // A write that failed took the error away: reading what broke ends like a FIN, and is none.
+                Ok(None) if self.is_broken(from) => return Err(from),
                 Ok(Some(Ok((n, rest)))) => {
                     last_move.set();
                     self.count(from, n);
@@ -275,6 +286,10 @@ impl Flow {
             Side::Client => (&self.consumer, &self.target, Side::Target),
             Side::Target => (&self.target, &self.consumer, Side::Client),
         }
+    }
+
+    fn is_broken(&self, side: Side) -> bool {
+        self.broken[side as usize].load(Ordering::Relaxed)
     }
 
     fn count(&self, from: Side, n: usize) {
