@@ -3,7 +3,7 @@
 //! # The life of a connection
 //!
 //! 1. **Accept.** [`listener`] takes it from the worker's own socket; a peer outside `trusted_peers` is reset before a byte is read.
-//!    It gets a place in the [`waiting_room`], which bounds how many may be silent.
+//!    [`spread`] decides which worker keeps it. It gets a place in the [`waiting_room`], which bounds how many may be silent.
 //! 2. **Header.** [`proxy_protocol::read`] collects bytes until [`proxy_protocol::decode`] has one whole PROXY protocol v2 header; what
 //!    came with it is payload. LOCAL is a health check and is answered by [`admin::health`].
 //! 3. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
@@ -31,6 +31,7 @@ pub mod listener;
 pub mod proxy_protocol;
 pub mod relay;
 pub mod session;
+pub mod spread;
 pub mod supervisor;
 pub mod sys;
 pub mod systemd;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,7 @@ use crate::leg;
 use crate::proxy_protocol::header::HeaderError;
 use crate::proxy_protocol::read::Pending;
 use crate::session::{self, Entrance};
+use crate::spread::Passed;
 
 /// Connections the kernel holds for us at most; cut to `net.core.somaxconn` (listen(2)).
 const BACKLOG: i32 = 4096;
@@ -77,7 +79,7 @@ pub async fn accept_loop(
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((client, peer)) => admit(client, peer, &entrance, &sessions),
+            Ok((client, peer)) => take(client, peer, &entrance, &sessions),
             Err(error) => {
                 if let Some(rest) = accept_failed(&error, &entrance) {
                     sleep(rest).await;
@@ -91,17 +93,69 @@ pub async fn accept_loop(
     while let Ok((client, peer)) = listener.accept() {
         let nonblocking = client.set_nonblocking(true);
         if let Ok(client) = nonblocking.and_then(|()| TcpStream::from_std(client)) {
-            admit(client, peer, &entrance, &sessions);
+            take(client, peer, &entrance, &sessions);
         }
     }
 }
 
-/// What is decided before a byte is read: whether the peer may speak to us, and whether there is room to wait for it.
-fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
+/// Takes what other workers pass on, until `stop`, then what is still on its way.
+pub async fn receive_loop(
+    mut passed: mpsc::Receiver<Passed>,
+    entrances: Vec<Rc<Entrance>>,
+    sessions: TaskTracker,
+    stop: CancellationToken,
+) {
+    loop {
+        let next = tokio::select! {
+            next = passed.recv() => next,
+            () = stop.cancelled(), if !passed.is_closed() => {
+                passed.close(); // from now on they keep what they accept
+                continue;
+            }
+        };
+        let Some(Passed {
+            client,
+            peer,
+            listener,
+        }) = next
+        else {
+            return;
+        };
+        // Fails only when no memory is left for it: the connection is closed.
+        if let Ok(client) = TcpStream::from_std(client) {
+            admit(client, peer, &entrances[listener], &sessions);
+        }
+    }
+}
+
+/// What is decided before a byte is read: whether the peer may speak to us, and which worker has the connection.
+fn take(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
     let peer = leg::canonical(peer);
     if !entrance.settings.trusted_peers.contains(peer.ip()) {
         return entrance.refuse_header(&client, peer, HeaderError::Untrusted);
     }
+    let keeper = entrance.spread.keeper(entrance.worker);
+    if keeper == entrance.worker {
+        return admit(client, peer, entrance, sessions);
+    }
+    let Ok(client) = client.into_std() else {
+        return;
+    };
+    let listener = entrance.index;
+    let passed = Passed {
+        client,
+        peer,
+        listener,
+    };
+    if let Err(Passed { client, peer, .. }) = entrance.spread.pass(keeper, passed)
+        && let Ok(client) = TcpStream::from_std(client)
+    {
+        admit(client, peer, entrance, sessions);
+    }
+}
+
+/// Whether there is room to wait for its header; then the connection is on its way.
+fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
     let Some(ticket) = entrance.waiting.enter() else {
         return entrance.refuse(&client, peer, Refusal::Pending);
     };
@@ -112,7 +166,8 @@ fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions:
         read: Vec::new(),
         deadline,
     };
-    sessions.spawn_local(session::serve(entrance.clone(), pending, ticket));
+    let load = entrance.spread.load(entrance.worker);
+    sessions.spawn_local(session::serve(entrance.clone(), pending, ticket, load));
 }
 
 /// Counts an error of accept(2); says how long to rest, if at all.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -24,7 +24,8 @@ use crate::leg;
 use crate::proxy_protocol::decode::Rules;
 use crate::proxy_protocol::header::{Command, DIRECT, HeaderError};
 use crate::proxy_protocol::read::{NoHeader, Pending, Received, read_header};
-use crate::relay::engine::{Engine, NewSession, Parties};
+use crate::relay::engine::{Engine, NewSession, Parties, Place};
+use crate::spread::{Load, Spread};
 use crate::telemetry::LogLimiter;
 use crate::upstream::connect::{ConnectError, Dialer};
 use crate::waiting_room::{Ticket, WaitingRoom};
@@ -50,6 +51,8 @@ pub struct Entrance {
     pub engine: Rc<RefCell<Engine>>,
     /// Connections without a whole header.
     pub waiting: Rc<WaitingRoom>,
+    /// How many connections each worker has.
+    pub spread: Arc<Spread>,
     /// `max_sessions`, shared with the other workers.
     pub places: Arc<Semaphore>,
     /// How far the process is on its way out.
@@ -72,7 +75,7 @@ struct Arrival {
 }
 
 /// Serves one accepted connection until the engine has it or it has ended.
-pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket) {
+pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket, load: Load) {
     let arrival = tokio::select! {
         arrival = arrive(&entrance, &mut pending, &ticket) => arrival,
         () = ticket.shown_out() => Err(End::Refused(Refusal::Pending)),
@@ -94,7 +97,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket)
         }
     };
     drop(ticket);
-    let Ok(place) = entrance.places.clone().try_acquire_owned() else {
+    let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
         return entrance.refuse(&pending.client, pending.peer, Refusal::ListenerLimit);
     };
     let account = entrance.account(arrival.endpoint.as_deref().unwrap_or(DIRECT));
@@ -119,7 +122,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket)
                 parties,
                 arrival.payload,
                 meter,
-                place,
+                Place { permit, load },
             );
         }
         Err(reason) => {
@@ -194,7 +197,7 @@ fn relay(
     parties: Parties,
     first: Vec<u8>,
     meter: Meter,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) {
     // Taken off the runtime: the engine has an epoll instance of its own.
     let (Ok(client), Ok(upstream)) = (client.into_std(), upstream.into_std()) else {

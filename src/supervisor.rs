@@ -17,6 +17,7 @@ use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
 use crate::listener::{bind, claim};
 use crate::relay::pipes::Budget;
+use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
 use crate::systemd;
 use crate::upstream::Upstream;
@@ -75,13 +76,17 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
     let ports = Ports::bind(&config)?;
     let mut signals = Signals::new()?;
     let pipe_budget = Arc::new(Budget::of(user_quota()));
-    let mut workers_said = start_workers(doors, |index, doors| Worker {
+    let (spread, passed) = Spread::new(workers);
+    let doors = doors.into_iter().zip(passed);
+    let mut workers_said = start_workers(doors, |index, (doors, passed)| Worker {
         index,
         config: config.clone(),
         books: books.clone(),
         upstreams: upstreams.clone(),
         doors,
         pipe_budget: pipe_budget.clone(),
+        spread: spread.clone(),
+        passed,
         phase: phase.clone(),
     })?;
     all_started(&mut workers_said, workers).await?;
@@ -273,13 +278,13 @@ async fn all_started(
 }
 
 /// Starts one thread per worker; each reports when it accepts and how it ended.
-fn start_workers(
-    doors: Vec<Vec<Door>>,
-    worker: impl Fn(usize, Vec<Door>) -> Worker,
+fn start_workers<T>(
+    shares: impl Iterator<Item = T>,
+    worker: impl Fn(usize, T) -> Worker,
 ) -> Result<mpsc::UnboundedReceiver<Said>, SupervisorError> {
     let (sender, said) = mpsc::unbounded_channel(); // two messages per worker, never more
-    for (index, doors) in doors.into_iter().enumerate() {
-        let worker = worker(index, doors);
+    for (index, share) in shares.enumerate() {
+        let worker = worker(index, share);
         let (started, ended) = (sender.clone(), sender.clone());
         let work = move || {
             let started = || drop(started.send(Said::Started));

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,10 +15,11 @@ use tokio_util::task::TaskTracker;
 use crate::account::{Books, CloseReason};
 use crate::config::Config;
 use crate::drain::Phase;
-use crate::listener::accept_loop;
+use crate::listener::{accept_loop, receive_loop};
 use crate::relay::engine::{self, Engine};
 use crate::relay::pipes::Budget;
 use crate::session::Entrance;
+use crate::spread::{Passed, Spread};
 use crate::telemetry::LogLimiter;
 use crate::upstream::Upstream;
 use crate::upstream::connect::Dialer;
@@ -39,6 +40,10 @@ pub struct Worker {
     pub doors: Vec<Door>,
     /// What all workers' pipes together may take.
     pub pipe_budget: Arc<Budget>,
+    /// How many connections each worker has.
+    pub spread: Arc<Spread>,
+    /// What the others pass on to it.
+    pub passed: mpsc::Receiver<Passed>,
     /// How far the process is on its way out.
     pub phase: watch::Receiver<Phase>,
 }
@@ -89,8 +94,10 @@ impl Worker {
         let engine = Rc::new(RefCell::new(engine));
         let (stop, over) = (CancellationToken::new(), CancellationToken::new());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
-        for (index, door) in self.doors.drain(..).enumerate().collect::<Vec<_>>() {
+        let mut entrances = Vec::new();
+        for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
             let entrance = self.entrance(index, &door, &engine, &over);
+            entrances.push(entrance.clone());
             for socket in door.sockets {
                 let listener = TcpListener::from_std(socket)?;
                 accepting.spawn_local(accept_loop(
@@ -101,6 +108,12 @@ impl Worker {
                 ));
             }
         }
+        accepting.spawn_local(receive_loop(
+            self.passed,
+            entrances,
+            sessions.clone(),
+            stop.clone(),
+        ));
         let idle = Rc::new(Notify::new());
         let mut driver = tokio::task::spawn_local(engine::run(engine.clone(), idle.clone()));
         started();
@@ -152,6 +165,7 @@ impl Worker {
             books: self.books.clone(),
             engine: engine.clone(),
             waiting: Rc::new(WaitingRoom::new(door.pending.clone())),
+            spread: self.spread.clone(),
             places: door.sessions.clone(),
             phase: self.phase.clone(),
             over: over.clone(),

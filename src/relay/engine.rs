@@ -25,7 +25,7 @@ use super::half::FULL_READ;
 use super::lifetime::{Farewell, Phase, Verdict};
 use super::pipes::{Budget, Pipes};
 use super::pump::{Pump, Turn};
-pub use super::session::{NewSession, Parties};
+pub use super::session::{NewSession, Parties, Place};
 use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};

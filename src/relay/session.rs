@@ -12,6 +12,7 @@ use super::lifetime::{Lifetime, Phase};
 use super::timer::Millis;
 use crate::account::{CloseReason, Direction, Meter};
 use crate::config::{RelayMode, SessionLimits};
+use crate::spread::Load;
 use crate::sys::pipe::Pipe;
 use crate::sys::socket::unacknowledged;
 
@@ -30,8 +31,17 @@ pub struct NewSession {
     pub limits: Rc<SessionLimits>,
     /// Who is talking to whom, for the log.
     pub parties: Parties,
-    /// Its place among the listener's `max_sessions`; free again when the session ends.
-    pub place: OwnedSemaphorePermit,
+    /// What is free again when the session ends.
+    pub place: Place,
+}
+
+/// A session's place: held, never looked at.
+#[derive(Debug)]
+pub struct Place {
+    /// Among the listener's `max_sessions`.
+    pub permit: OwnedSemaphorePermit,
+    /// Among the worker's connections.
+    pub load: Load,
 }
 
 /// The addresses of a session.
@@ -95,8 +105,7 @@ pub(super) struct Session {
     pub(super) bytes: [u64; 2],
     pub(super) lifetime: Lifetime,
     pub(super) parties: Parties,
-    /// Held, never read: its drop frees the place.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     /// Its entry in the timers.
     pub(super) due: Option<Millis>,
     /// The side that failed first, and what the session will be closed with once the other got what was under way.
