@@ -1,0 +1,12 @@
+CARGO ?= cargo
+NEED = sh integration/demo/need.sh
+
+.PHONY: demo interop
+
+## demo: the main job end to end on this machine, about 20 s once it is built; KEEP=1 keeps it up until Ctrl-C
+# A debug build: it is there in half the time of a release build, make test uses what it built, and what the demo sends is no load.
+demo:
+	@$(NEED) ip:iproute2 unshare:util-linux cc:gcc
+	@command -v $(CARGO) >/dev/null || { echo "missing: cargo. Install Rust: https://rustup.rs" >&2; exit 1; }
+	@$(CARGO) build --locked --bin tollgate --example demo
+	@$(CARGO) run --quiet --locked --example demo -- $(if $(KEEP),--keep)
