@@ -56,6 +56,10 @@ pub(crate) fn settle(world: &World, metrics: &Metrics) -> bool {
         .control_plane_books
         .look(|books| [0, 1].map(|index| books.of(CONSUMERS[index].name)));
     let mut right = true;
+    if (0..CONSUMERS.len()).any(|index| world.was_cut(index)) {
+        say("   Parts were killed, and what was on its way then is lost. The relay's number");
+        say("   must lie between what was sent and what arrived.");
+    }
     for (index, consumer) in CONSUMERS.iter().enumerate() {
         right &= endpoint(world, index, consumer, seen[index], metrics);
     }
@@ -95,12 +99,13 @@ fn endpoint(
     ];
     say("");
     say(&format!(
-        "  {}, {}: {} connections, {} pushes; closed in order: {in_order} of {closed}",
+        "  {}, {}: {} pushes in {} connections,",
         consumer.endpoint,
         consumer.name,
-        grouped(opened),
         grouped(counts.pushes()),
+        grouped(opened),
     ));
+    say(&format!("  {in_order} of {closed} closed in order"));
     say(&format!(
         "  {:<12}{:>14}{:>14}{:>14}",
         "", "agents", "relay", "control plane"

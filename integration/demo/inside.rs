@@ -83,8 +83,8 @@ fn build() -> Result<World, String> {
     world.start(Part::Nlb)?;
     world.wait_healthy()?;
     say("4. In front of it the load balancer (NLB) that the endpoints lead to. It tells");
-    say("   the relay by a PROXY protocol v2 header, once per connection, which endpoint");
-    say("   it came through. Its health checks say: the relay is healthy.");
+    say("   the relay by a PROXY protocol v2 header, at the start of each connection,");
+    say("   which endpoint that came through. Its health checks of the relay pass.");
     Ok(world)
 }
 
@@ -108,7 +108,7 @@ fn explain_config(world: &World) {
             say(&format!("     {mark} {line}"));
         }
     };
-    say("   That file is systemd/tollgate.toml as it is shipped, where these lines matter:");
+    say("   That is the file systemd/tollgate.toml as it is shipped; what matters in it:");
     matter(SHIPPED, " ");
     say("   and what this demo appends: its name server, and a port for plain HTTP:");
     matter(text.strip_prefix(SHIPPED).unwrap_or(&text), "+");
@@ -128,9 +128,14 @@ fn explain_traffic(world: &World, options: Options) {
     say(&format!(
         "5. Agents push {time}: this machine's metrics from /proc over HTTP, and log"
     ));
-    say(&format!("   lines ({logs}) over TLS, which"));
-    say("   ends at the control plane: the relay passes it through as it is. What the");
-    say("   relay itself counts, as its /metrics show it:");
+    say(&format!("   lines ({logs}) over TLS,"));
+    say("   which ends at the control plane: the relay passes it through as it is. What");
+    say("   the relay counts, as its /metrics on 127.0.0.1:9900 show it");
+    say(if options.keep {
+        "   (read them yourself as said above):"
+    } else {
+        "   (to read them yourself: make demo KEEP=1):"
+    });
     say("");
 }
 
