@@ -126,11 +126,11 @@ fn explain_traffic(world: &World, options: Options) {
         world.log_files.join(", ")
     };
     say(&format!(
-        "5. Agents push {time}: this machine's metrics from /proc over HTTP, and log"
+        "5. Agents push {time}: this machine's metrics from /proc,"
     ));
-    say(&format!("   lines ({logs}) over TLS,"));
-    say("   which ends at the control plane: the relay passes it through as it is. What");
-    say("   the relay counts, as its /metrics on 127.0.0.1:9900 show it");
+    say(&format!("   over HTTP, and log lines ({logs}),"));
+    say("   over TLS, which ends at the control plane: the relay passes it through as it");
+    say("   is. What the relay counts, as its /metrics on 127.0.0.1:9900 show it");
     say(if options.keep {
         "   (read them yourself as said above):"
     } else {

@@ -250,7 +250,10 @@ impl World {
             }
             _ => {}
         }
-        parts.note = Some(format!("{} started", part.described()));
+        // At the beginning everything is started, and nobody needs to be told.
+        if parts.note.is_some() {
+            parts.note = Some(format!("{} started", part.described()));
+        }
         Ok(())
     }
 
