@@ -10,3 +10,8 @@ demo:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo. Install Rust: https://rustup.rs" >&2; exit 1; }
 	@$(CARGO) build --locked --bin tollgate --example demo
 	@$(CARGO) run --quiet --locked --example demo -- $(if $(KEEP),--keep)
+
+## interop: against HAProxy, nginx, curl, openssl and promtool, as Debian packages them
+interop:
+	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl promtool:prometheus ip:iproute2 unshare:util-linux cc:gcc
+	@$(CARGO) test --locked --test interop
