@@ -210,7 +210,8 @@ pub(crate) fn haproxy(host: &Host, folder: &Path, line: &str) -> Server {
     Server::start(host, haproxy, &folder.join("haproxy.out"), &listens)
 }
 
-/// nginx as the control plane: plain on port 80, TLS on 443. Requests to /take are read whole before they are answered.
+/// nginx as the control plane: plain on port 80, TLS on 443. It waits for the client's end (`lingering_close`): otherwise its kernel answers a
+/// TLS client's last record with RST, and the connection is one that the upstream has reset. Requests to /take are read whole before they are answered.
 #[track_caller]
 fn nginx(host: &Host, folder: &Path) -> Server {
     let put = |name: &str, content: &[u8]| {
@@ -235,7 +236,7 @@ fn nginx(host: &Host, folder: &Path) -> Server {
         "user root;\ndaemon off;\nmaster_process off;\npid {at}/nginx.pid;\nerror_log stderr;\nevents {{}}\n\
          http {{\n  log_format bytes '$request_length $bytes_sent';\n  access_log {at}/access.log bytes;\n\
          client_body_temp_path {at}/body;\n  proxy_temp_path {at}/proxy;\n  fastcgi_temp_path {at}/fastcgi;\n  scgi_temp_path {at}/scgi;\n  uwsgi_temp_path {at}/uwsgi;\n\
-         client_max_body_size 100m;\n\
+         client_max_body_size 100m;\n  lingering_close always;\n\
          server {{\n    listen 127.0.0.1:8081;\n    access_log off;\n    location / {{ return 200 \"$content_length bytes taken\\n\"; }}\n  }}\n\
          server {{\n    listen 10.30.0.2:80;\n    listen 10.30.0.2:443 ssl;\n    ssl_protocols TLSv1.2 TLSv1.3;\n    ssl_certificate {at}/certificate.pem;\n    ssl_certificate_key {at}/key.pem;\n    root {at};\n\
          location = / {{ return 200 \"from nginx\\n\"; }}\n    location = /large {{ }}\n    location = /take {{ proxy_pass http://127.0.0.1:8081; }}\n  }}\n}}\n"
