@@ -200,8 +200,8 @@ fn curls_version_1_header_is_refused_by_name() {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     let status = curl.status().expect("curl is there");
-    // 52: nothing came back. 56: it was reset.
-    assert!(matches!(status.code(), Some(52 | 56)), "{status}");
+    // It was reset: before anything came back (52), while it sent (55), or while it read (56).
+    assert!(matches!(status.code(), Some(52 | 55 | 56)), "{status}");
     let labels = [("error", "not_v2")];
     world
         .relay
