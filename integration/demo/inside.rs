@@ -164,7 +164,7 @@ fn settle(world: &World) -> Result<bool, String> {
     say(if right {
         "   The books are right. The relay was told to end, and ended with 0."
     } else {
-        "   THE BOOKS ARE WRONG, or the way there was; see above."
+        "   THIS IS NOT AS IT MUST BE; see above."
     });
     Ok(right)
 }

@@ -195,6 +195,9 @@ impl Outside {
         while self.socket.read(&mut byte)? == 1 && byte[0] != b'\n' {
             answer.push(char::from(byte[0]));
         }
+        if answer.is_empty() {
+            return Err(io::Error::other("it was told to end"));
+        }
         answer.parse().map_err(io::Error::other)
     }
 
