@@ -4,7 +4,7 @@ NEED = sh integration/demo/need.sh
 .PHONY: demo interop
 
 ## demo: the main job end to end on this machine, about 20 s once it is built; KEEP=1 keeps it up until Ctrl-C
-# A debug build: it is there in half the time of a release build, make test uses what it built, and what the demo sends is no load.
+# A debug build: the shorter wait on a fresh machine, make test goes on from what it compiled, and what the demo sends is no load.
 demo:
 	@$(NEED) ip:iproute2 unshare:util-linux cc:gcc
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo. Install Rust: https://rustup.rs" >&2; exit 1; }
