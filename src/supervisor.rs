@@ -95,6 +95,7 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
         upstreams: upstreams.clone(),
         rooms,
         phase: phase.clone(),
+        spread,
         workers,
         max_metric_endpoints: config.max_metric_endpoints,
         began: Instant::now(),

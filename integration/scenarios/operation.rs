@@ -58,6 +58,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             listener_limit_refuses_and_recovers,
         ),
         claim(
+            "a_worker_with_more_sessions_passes_new_ones_on",
+            a_worker_with_more_sessions_passes_new_ones_on,
+        ),
+        claim(
             "exit_codes_are_those_of_the_manual",
             exit_codes_are_those_of_the_manual,
         ),
@@ -295,6 +299,45 @@ fn listener_limit_refuses_and_recovers() {
         1
     );
     world.wait_closed("completed", 3);
+    world.assert_at_rest();
+}
+
+fn a_worker_with_more_sessions_passes_new_ones_on() {
+    let start = shipped().replace("[health]", "workers = 2\n[health]");
+    let world = World::with("spread", Manner::Echo, start);
+    let on = |worker: &str| {
+        world
+            .relay
+            .metric("tollgate_worker_connections", &[("worker", worker)])
+    };
+    let close = |agent: Agent| {
+        let before = on("0") + on("1");
+        agent.reset();
+        world
+            .relay
+            .wait_until("it is gone", || on("0") + on("1") < before);
+    };
+    // Only those that the kernel gave to the first worker stay, until it has clearly more than the second.
+    let mut first = Vec::new();
+    while first.len() < 8 {
+        let agent = open_session(&world);
+        match on("0") as usize > first.len() {
+            true => first.push(agent),
+            false => close(agent),
+        }
+    }
+    for _ in 0..30 {
+        let agent = open_session(&world);
+        assert_eq!(
+            (on("0"), on("1")),
+            (8, 1),
+            "the kernel gave it to either, by chance"
+        );
+        close(agent);
+    }
+    for agent in first {
+        close(agent);
+    }
     world.assert_at_rest();
 }
 

@@ -24,7 +24,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     let mut families = of_accounts(&snapshot, view.max_metric_endpoints);
     families.extend(of_listeners(&snapshot, view));
     families.extend(of_upstreams(view));
-    families.extend(of_workers(&snapshot));
+    families.extend(of_workers(&snapshot, view));
     families.push(build_info());
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
@@ -216,7 +216,7 @@ fn of_upstreams(view: &View) -> Vec<MetricFamily> {
         .collect()
 }
 
-fn of_workers(snapshot: &Snapshot) -> Vec<MetricFamily> {
+fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
     let workers = &snapshot.workers;
     let mut relayed = counter(
         "tollgate_relay_bytes_total",
@@ -239,9 +239,19 @@ fn of_workers(snapshot: &Snapshot) -> Vec<MetricFamily> {
             workers.fallbacks[reason as usize],
         );
     }
+    let mut connections = gauge(
+        "tollgate_worker_connections",
+        "Connections a worker has open, those without a whole header included.",
+    );
+    for worker in 0..view.workers {
+        let open = view.spread.open(worker) as u64;
+        connections.add(&[("worker", &worker.to_string())], open);
+    }
     pipes.add(&[("state", "lent")], workers.pipes_lent);
     pipes.add(&[("state", "idle")], workers.pipes_idle);
-    [relayed, fallbacks, pipes].map(Family::into_proto).into()
+    [relayed, fallbacks, pipes, connections]
+        .map(Family::into_proto)
+        .into()
 }
 
 fn build_info() -> MetricFamily {

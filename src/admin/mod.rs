@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 
 use crate::account::Books;
 use crate::drain::Phase;
+use crate::spread::Spread;
 use crate::upstream::Upstream;
 use http::{Answer, Json, Requests, Text};
 
@@ -40,6 +41,8 @@ pub struct View {
     pub rooms: Vec<Room>,
     /// How far the process is on its way out.
     pub phase: watch::Receiver<Phase>,
+    /// How many connections each worker has.
+    pub spread: Arc<Spread>,
     /// Data workers.
     pub workers: usize,
     /// Endpoints shown one by one in `/metrics`.
