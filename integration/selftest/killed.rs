@@ -60,11 +60,19 @@ fn kill_one_of(name: &str, choose: impl FnOnce(&[u32], u32) -> u32) {
         .read_line(&mut line)
         .expect("a victim speaks or ends");
     assert_eq!(line, "ready\n");
-    let processes = marked(&mark);
-    assert!(
-        processes.len() >= 3,
-        "unshare, the run and its child: {processes:?}"
-    );
+    // The child's environment cannot be read while nsenter becomes sleep.
+    let deadline = Instant::now() + BOUND;
+    let processes = loop {
+        let processes = marked(&mark);
+        if processes.len() >= 3 {
+            break processes;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "unshare, the run and its child: {processes:?}"
+        );
+        thread::sleep(Duration::from_millis(2));
+    };
     let chosen = choose(&processes, unshare.id());
     let status = Command::new("kill")
         .args(["-KILL", &chosen.to_string()])
