@@ -75,7 +75,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
         ] {
             let s = if connections == 1 { "" } else { "s" };
             all.push(Workload {
-                name: format!("bulk {to}, {connections} flow{s}"),
+                name: format!("bulk {to} {connections} flow{s}"),
                 traffic,
                 connections,
             });
@@ -84,7 +84,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
     for connections in [1, 64] {
         let s = if connections == 1 { "" } else { "s" };
         all.push(Workload {
-            name: format!("request/response 1 KiB, {connections} connection{s}"),
+            name: format!("request/response 1 KiB {connections} connection{s}"),
             traffic: Traffic::RequestResponse,
             connections,
         });

@@ -141,7 +141,8 @@ fn one_round(
     Ok(())
 }
 
-/// Connections first, then the traffic: what connecting costs is not in it. The relay is at rest when its time is read.
+/// Connections first, then some traffic to warm up (windows, buffers, pages), then what counts: what connecting costs is not in it. The relay is
+/// at rest whenever its time is read.
 fn measure(
     world: &World,
     relay: &peers::Running,
@@ -149,6 +150,7 @@ fn measure(
     length: Duration,
 ) -> io::Result<(Outcome, Option<processor::Usage>, Duration)> {
     let ends = world.connect(relay.address(), workload.connections)?;
+    load::run(workload, &ends, length / 4)?;
     std::thread::sleep(SETTLE);
     let (relay_before, load_before) = (relay.usage()?, processor::own());
     let outcome = load::run(workload, &ends, length)?;

@@ -75,7 +75,7 @@ pub(crate) fn variants() -> Result<Vec<Variant>, String> {
     all.extend([
         new(NGINX, &nginx_version, Kind::Nginx(nginx.clone(), "")),
         new(
-            "nginx, 256k buffer",
+            "nginx 256k buffer",
             &nginx_version,
             Kind::Nginx(nginx, tuned_buffer),
         ),
@@ -85,7 +85,7 @@ pub(crate) fn variants() -> Result<Vec<Variant>, String> {
             Kind::Haproxy(haproxy.clone(), "", ""),
         ),
         new(
-            "HAProxy, splice-auto",
+            "HAProxy splice-auto",
             &haproxy_version,
             Kind::Haproxy(haproxy, "", splice),
         ),
