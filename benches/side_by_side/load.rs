@@ -56,6 +56,8 @@ pub(crate) struct Workload {
     pub(crate) traffic: Traffic,
     /// On how many.
     pub(crate) connections: usize,
+    /// The relay shares the core of client and origin.
+    pub(crate) same_core: bool,
 }
 
 impl Workload {
@@ -78,15 +80,20 @@ pub(crate) fn workloads() -> Vec<Workload> {
                 name: format!("bulk {to} {connections} flow{s}"),
                 traffic,
                 connections,
+                same_core: false,
             });
         }
     }
-    for connections in [1, 64] {
-        let s = if connections == 1 { "" } else { "s" };
+    for (connections, same_core, name) in [
+        (1, false, "1 connection"),
+        (1, true, "1 connection on one core for all"),
+        (64, false, "64 connections"),
+    ] {
         all.push(Workload {
-            name: format!("request/response 1 KiB {connections} connection{s}"),
+            name: format!("request/response 1 KiB {name}"),
             traffic: Traffic::RequestResponse,
             connections,
+            same_core,
         });
     }
     all

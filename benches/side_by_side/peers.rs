@@ -17,7 +17,7 @@ use crate::{
         sockets::State,
     },
     lab::{ORIGIN, World},
-    processor::{Cores, Usage},
+    processor::{self, Cores, Usage},
 };
 
 /// How long a relay may take to listen.
@@ -284,10 +284,20 @@ impl Running {
 
     /// What its processes used so far; `None` where there is no relay.
     pub(crate) fn usage(&self) -> io::Result<Option<Usage>> {
+        self.process_id().map(Usage::of).transpose()
+    }
+
+    /// Lets its processes run on this core only.
+    pub(crate) fn move_to(&self, core: usize) -> io::Result<()> {
+        self.process_id()
+            .map_or(Ok(()), |id| processor::move_to(id, core))
+    }
+
+    fn process_id(&self) -> Option<u32> {
         match &self.process {
-            Process::None => Ok(None),
-            Process::Tollgate(relay) => Usage::of(relay.id()).map(Some),
-            Process::Peer(child, _) => Usage::of(child.id()).map(Some),
+            Process::None => None,
+            Process::Tollgate(relay) => Some(relay.id()),
+            Process::Peer(child, _) => Some(child.id()),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Cores, and who used how much of them.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use rustix::{
+    process::Pid,
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
 };
@@ -26,9 +27,7 @@ impl Cores {
                 "two cores are needed: one for the relay, one for what loads it".to_owned(),
             );
         };
-        let mut only = CpuSet::new();
-        only.set(load);
-        sched_setaffinity(None, &only).map_err(|error| error.to_string())?;
+        sched_setaffinity(None, &only(load)).map_err(|error| error.to_string())?;
         Ok(Self { load, relay })
     }
 }
@@ -47,16 +46,14 @@ impl Usage {
     /// Of all threads of a process and its children, theirs included.
     pub(crate) fn of(process: u32) -> io::Result<Self> {
         let mut total = Self::default();
-        for process in family(process)? {
-            for task in fs::read_dir(format!("/proc/{process}/task"))? {
-                let text = fs::read_to_string(task?.path().join("schedstat"))?;
-                let mut fields = text.split_whitespace().map_while(|word| word.parse().ok());
-                let (Some(ran), Some(waited)) = (fields.next(), fields.next()) else {
-                    return Err(io::Error::other("schedstat: the kernel keeps none"));
-                };
-                total.ran += Duration::from_nanos(ran);
-                total.waited += Duration::from_nanos(waited);
-            }
+        for task in tasks(process)? {
+            let text = fs::read_to_string(task.join("schedstat"))?;
+            let mut fields = text.split_whitespace().map_while(|word| word.parse().ok());
+            let (Some(ran), Some(waited)) = (fields.next(), fields.next()) else {
+                return Err(io::Error::other("schedstat: the kernel keeps none"));
+            };
+            total.ran += Duration::from_nanos(ran);
+            total.waited += Duration::from_nanos(waited);
         }
         Ok(total)
     }
@@ -70,10 +67,40 @@ impl Usage {
     }
 }
 
+/// Lets all threads of a process and its children run on this core only.
+pub(crate) fn move_to(process: u32, core: usize) -> io::Result<()> {
+    for task in tasks(process)? {
+        let id = task
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        if let Some(id) = id.and_then(Pid::from_raw) {
+            sched_setaffinity(Some(id), &only(core))?;
+        }
+    }
+    Ok(())
+}
+
+fn only(core: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(core);
+    set
+}
+
 /// Of this process: client and origin.
 pub(crate) fn own() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::try_from(time).unwrap_or_default()
+}
+
+/// The threads of a process and of its descendants.
+fn tasks(process: u32) -> io::Result<Vec<PathBuf>> {
+    let mut tasks = Vec::new();
+    for process in family(process)? {
+        for task in fs::read_dir(format!("/proc/{process}/task"))? {
+            tasks.push(task?.path());
+        }
+    }
+    Ok(tasks)
 }
 
 /// A process and its descendants.

@@ -18,7 +18,7 @@ pub(crate) struct Conditions {
     /// At every host.
     pub(crate) congestion: String,
     /// How many were made.
-    pub(crate) rounds: usize,
+    pub(crate) rounds: u32,
     /// Of a measurement.
     pub(crate) length: Duration,
     /// All of it.
@@ -92,7 +92,9 @@ fn head(text: &mut String, conditions: &Conditions, variants: &[Variant]) -> std
         text,
         "\nMedian (least to most of the rounds). *Relay* is the processor time of the relay's processes, *whole* that with client and origin; neither \
          has what kernel threads did. Ratios are of *relay*, round by round. *Busy* is the part of the time that the relay was on its core: where it is \
-         well below 100 %, client and origin were the limit and throughput says nothing of the relay. *Waited*: other processes on that core.\n"
+         well below 100 %, client and origin were the limit and throughput says nothing of the relay. *Waited*: other processes on that core; with a twentieth or \
+         more of that, a relay moves more at a time and seems cheaper than it is. On one core for all there is no waiting for an idle core to wake, which \
+         costs more than the relay does: that is the workload to read the price of a single transaction from.\n"
     )
 }
 

@@ -141,7 +141,7 @@ impl Results<'_> {
         workload: usize,
         variant: usize,
         figure: Figure,
-    ) -> impl Iterator<Item = (usize, f64)> {
+    ) -> impl Iterator<Item = (u32, f64)> {
         let ours = move |sample: &&Sample| (sample.workload, sample.variant) == (workload, variant);
         let value = move |sample: &Sample| figure.value(sample, &self.workloads[workload]);
         let samples = self.samples.iter().filter(ours);
