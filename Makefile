@@ -40,6 +40,12 @@ interop: tools ## against HAProxy, nginx, curl, openssl and promtool, as Debian 
 	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl promtool:prometheus
 	$(CARGO) test --locked --test interop
 
+export NGINX HAPROXY
+bench: tools ## the relay beside nginx and HAProxy, in under 10 minutes; report in benches/out/
+	benches/peers.sh
+	$(CARGO) bench --locked --bench side_by_side
+	$(CARGO) bench --locked --bench micro
+
 build: ## the binary, optimised: target/release/tollgate
 	$(CARGO) build --locked --release --bin tollgate
 

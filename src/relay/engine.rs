@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -262,7 +263,7 @@ impl Engine {
                 Phase::Resetting(reason) => {
                     match undelivered(&session.halves, &session.sockets, session.lost) {
                         0 => return self.end(index, reason, Farewell::Rst),
-                        left => session.lifetime.await_delivery(now, left),
+                        _ => session.lifetime.await_delivery(now),
                     }
                 }
                 Phase::Open | Phase::Closing => {
@@ -365,17 +366,25 @@ pub async fn run(engine: Rc<RefCell<Engine>>, idle: Rc<Notify>) {
         (engine.epoll.clone(), engine.changed.clone(), engine.began)
     };
     let mut events = Vec::with_capacity(BATCH);
+    // One timer for all, moved only when the nearest deadline did: traffic does not touch it.
+    let mut timer = pin!(sleep_until(began));
+    let mut armed = None;
     loop {
         let next = engine.borrow().timers.next();
-        let timer = async {
-            match next {
-                Some(at) => sleep_until(began + Duration::from_millis(at)).await,
-                None => std::future::pending().await,
-            }
-        };
+        if let Some(at) = next
+            && next != armed
+        {
+            timer.as_mut().reset(began + Duration::from_millis(at));
+        }
+        armed = next;
+        // In this order, because whichever it is, all that is due is done below.
         let mut ready = tokio::select! {
+            biased;
             ready = epoll.readable() => ready.ok(),
-            () = timer => None,
+            () = &mut timer, if armed.is_some() => {
+                armed = None;
+                None
+            }
             () = changed.notified() => None,
         };
         let mut batches = 0;

@@ -43,10 +43,12 @@ pub(super) struct Lifetime {
     began: Millis,
     /// When a byte or a FIN last moved.
     moved: Millis,
-    /// When the half-close bound last ran out on a reader that was slow and not silent.
+    /// When it was last seen that a peer had taken bytes which the kernel held for it: that is traffic too.
+    taken: Millis,
+    /// When the half-close bound last ran out on a reader that had not got everything yet.
     spared: Millis,
-    /// What was undelivered then.
-    left: u64,
+    /// What was undelivered when it was last asked, and when that was.
+    seen: (Millis, u64),
     delivery: Option<Delivery>,
 }
 
@@ -56,7 +58,6 @@ pub(super) struct Lifetime {
 struct Delivery {
     look: Millis,
     pause: Millis,
-    undelivered: u64,
 }
 
 const FIRST_PAUSE: Millis = 2;
@@ -68,8 +69,9 @@ impl Lifetime {
             limits,
             began: now,
             moved: now,
+            taken: now,
             spared: now,
-            left: 0,
+            seen: (now, 0),
             delivery: None,
         }
     }
@@ -84,26 +86,32 @@ impl Lifetime {
         now.saturating_sub(self.began)
     }
 
-    /// All that can be sent before a reset was given to the kernel, which has so much left of it.
-    pub(super) fn await_delivery(&mut self, now: Millis, undelivered: u64) {
+    /// All that can be sent before a reset was given to the kernel, which has not delivered all of it.
+    pub(super) fn await_delivery(&mut self, now: Millis) {
         self.delivery.get_or_insert(Delivery {
             look: now + FIRST_PAUSE,
             pause: FIRST_PAUSE,
-            undelivered,
         });
+    }
+
+    fn idle_end(&self) -> Option<Millis> {
+        end_of(self.moved.max(self.taken), self.limits.idle_timeout)
+    }
+
+    fn quiet_end(&self, phase: Phase) -> Option<Millis> {
+        let from = self.moved.max(self.taken).max(self.spared);
+        match phase {
+            Phase::Open => None,
+            Phase::Closing | Phase::Resetting(_) => end_of(from, self.limits.half_close_timeout),
+        }
     }
 
     /// When to judge next; `None`: no bound is set.
     pub(super) fn deadline(&self, phase: Phase) -> Option<Millis> {
-        let quiet = match phase {
-            Phase::Open => None,
-            Phase::Closing => end_of(self.moved.max(self.spared), self.limits.half_close_timeout),
-            Phase::Resetting(_) => end_of(self.moved, self.limits.half_close_timeout),
-        };
-        let idle = end_of(self.moved, self.limits.idle_timeout);
         let age = end_of(self.began, self.limits.max_age);
         let look = self.delivery.as_ref().map(|delivery| delivery.look);
-        [quiet, idle, age, look].into_iter().flatten().min()
+        let ends = [self.quiet_end(phase), self.idle_end(), age, look];
+        ends.into_iter().flatten().min()
     }
 
     /// Decides at a deadline. `undelivered` counts what the reachable sides have not acknowledged; `at_age` is how a session that
@@ -119,43 +127,44 @@ impl Lifetime {
         if due(end_of(self.began, self.limits.max_age)) {
             return Verdict::End(CloseReason::MaxAge, at_age);
         }
-        match phase {
-            Phase::Resetting(reason) => {
-                let left = undelivered();
-                if self.delivery.is_some() && left == 0 {
-                    return Verdict::End(reason, Farewell::Rst);
-                }
-                if let Some(delivery) = &mut self.delivery {
-                    if left < delivery.undelivered {
-                        self.moved = now;
-                    }
-                    delivery.undelivered = left;
-                    delivery.pause = (delivery.pause * 2).min(LONGEST_PAUSE);
-                    delivery.look = now + delivery.pause;
-                }
-                if due(end_of(self.moved, self.limits.half_close_timeout)) {
-                    return Verdict::End(reason, Farewell::Rst);
-                }
-            }
-            Phase::Closing
-                if due(end_of(
-                    self.moved.max(self.spared),
-                    self.limits.half_close_timeout,
-                )) =>
-            {
-                // Whoever still takes what came before the FIN is slow, not silent: the idle timeout bounds that. Whoever took the
-                // last of it since we looked has not had its time to answer yet.
-                let before = std::mem::replace(&mut self.left, undelivered());
-                if (before, self.left) == (0, 0) {
-                    return Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
-                }
-                self.spared = now;
-            }
-            Phase::Open | Phase::Closing => {}
+        if !due(self.deadline(phase)) {
+            return Verdict::GoOn;
         }
-        match due(end_of(self.moved, self.limits.idle_timeout)) {
+        let left = undelivered();
+        self.see(now, left);
+        match phase {
+            Phase::Resetting(reason) if self.delivery.is_some() && left == 0 => {
+                return Verdict::End(reason, Farewell::Rst);
+            }
+            Phase::Resetting(reason) if due(self.quiet_end(phase)) => {
+                return Verdict::End(reason, Farewell::Rst);
+            }
+            Phase::Closing if due(self.quiet_end(phase)) && left == 0 => {
+                return Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
+            }
+            // Whoever has not got everything yet is slow, not silent: the idle timeout bounds that.
+            Phase::Closing if due(self.quiet_end(phase)) => self.spared = now,
+            Phase::Open | Phase::Closing | Phase::Resetting(_) => {}
+        }
+        if let Some(delivery) = &mut self.delivery {
+            delivery.pause = (delivery.pause * 2).min(LONGEST_PAUSE);
+            delivery.look = now + delivery.pause;
+        }
+        match due(self.idle_end()) {
             true => Verdict::End(CloseReason::IdleTimeout, Farewell::Rst),
             false => Verdict::GoOn,
+        }
+    }
+
+    /// Whether the peers took bytes since the last look. Where bytes moved since then nobody can tell: the peer is given the benefit.
+    fn see(&mut self, now: Millis, left: u64) {
+        let (at, before) = std::mem::replace(&mut self.seen, (now, left));
+        let progress = match self.moved >= at {
+            true => left > 0,
+            false => left < before,
+        };
+        if progress {
+            self.taken = now;
         }
     }
 }
@@ -170,6 +179,9 @@ mod tests {
     use super::*;
 
     const S: Millis = 1000;
+    const HALF_CLOSED: Verdict = Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
+    const IDLE: Verdict = Verdict::End(CloseReason::IdleTimeout, Farewell::Rst);
+    const RESET: Verdict = Verdict::End(CloseReason::ClientReset, Farewell::Rst);
     const RESETTING: Phase = Phase::Resetting(CloseReason::ClientReset);
 
     fn lifetime() -> Lifetime {
@@ -208,12 +220,14 @@ mod tests {
             judge(&mut lifetime, 60 * S, Phase::Closing, 0),
             Verdict::GoOn
         );
-        let end = Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
-        assert_eq!(judge(&mut lifetime, 110 * S, Phase::Closing, 0), end);
+        assert_eq!(
+            judge(&mut lifetime, 110 * S, Phase::Closing, 0),
+            HALF_CLOSED
+        );
     }
 
     #[test]
-    fn a_slow_reader_of_the_last_bytes_is_not_cut_by_the_half_close_bound() {
+    fn a_stopped_reader_of_the_last_bytes_is_bounded_by_the_idle_timeout() {
         let mut lifetime = lifetime();
         assert_eq!(
             judge(&mut lifetime, 60 * S, Phase::Closing, 9),
@@ -224,44 +238,76 @@ mod tests {
             Some(120 * S),
             "looked at again, not at once"
         );
-        let end = Verdict::End(CloseReason::IdleTimeout, Farewell::Rst);
-        assert_eq!(judge(&mut lifetime, 3600 * S, Phase::Closing, 9), end);
+        for now in (120..3660).step_by(60) {
+            assert_eq!(
+                judge(&mut lifetime, now * S, Phase::Closing, 9),
+                Verdict::GoOn,
+                "{now}"
+            );
+        }
+        assert_eq!(judge(&mut lifetime, 3660 * S, Phase::Closing, 9), IDLE);
     }
 
     #[test]
-    fn a_slow_reader_has_its_time_to_answer_once_it_has_everything() {
+    fn a_slow_reader_of_the_last_bytes_has_its_time_to_answer() {
         let mut lifetime = lifetime();
-        judge(&mut lifetime, 60 * S, Phase::Closing, 9);
+        assert_eq!(
+            judge(&mut lifetime, 60 * S, Phase::Closing, 9),
+            Verdict::GoOn
+        );
         assert_eq!(
             judge(&mut lifetime, 120 * S, Phase::Closing, 0),
             Verdict::GoOn,
-            "it may have taken the last byte just now"
+            "taken a moment ago, perhaps"
         );
         assert_eq!(lifetime.deadline(Phase::Closing), Some(180 * S));
-        let end = Verdict::End(CloseReason::HalfCloseTimeout, Farewell::Rst);
-        assert_eq!(judge(&mut lifetime, 180 * S, Phase::Closing, 0), end);
+        assert_eq!(
+            judge(&mut lifetime, 180 * S, Phase::Closing, 0),
+            HALF_CLOSED
+        );
+    }
+
+    #[test]
+    fn a_reader_served_from_the_kernels_buffer_is_not_idle() {
+        let mut lifetime = lifetime();
+        for (hour, left) in [(1, 900), (2, 600), (3, 300)] {
+            assert_eq!(
+                judge(&mut lifetime, hour * 3600 * S, Phase::Open, left),
+                Verdict::GoOn
+            );
+        }
+        assert_eq!(judge(&mut lifetime, 4 * 3600 * S, Phase::Open, 300), IDLE);
     }
 
     #[test]
     fn a_reset_waits_for_delivery_and_not_for_ever() {
         let mut lifetime = lifetime();
-        lifetime.await_delivery(0, 100);
+        lifetime.await_delivery(0);
         assert_eq!(lifetime.deadline(RESETTING), Some(2));
         assert_eq!(judge(&mut lifetime, 2, RESETTING, 50), Verdict::GoOn);
         assert_eq!(lifetime.deadline(RESETTING), Some(6));
-        let end = Verdict::End(CloseReason::ClientReset, Farewell::Rst);
-        assert_eq!(judge(&mut lifetime, 6, RESETTING, 0), end);
+        assert_eq!(judge(&mut lifetime, 6, RESETTING, 0), RESET);
         let mut lifetime = self::lifetime();
-        lifetime.await_delivery(0, 100);
+        lifetime.await_delivery(0);
+        assert_eq!(judge(&mut lifetime, 10, RESETTING, 100), Verdict::GoOn);
         assert_eq!(judge(&mut lifetime, 59 * S, RESETTING, 100), Verdict::GoOn);
-        assert_eq!(judge(&mut lifetime, 60 * S, RESETTING, 100), end);
+        assert_eq!(judge(&mut lifetime, 60 * S + 10, RESETTING, 100), RESET);
     }
 
     #[test]
-    fn a_reset_is_not_passed_on_before_what_is_held_was_sent() {
+    fn a_slow_reader_gets_what_was_sent_before_a_reset() {
         let mut lifetime = lifetime();
-        assert_eq!(judge(&mut lifetime, 30 * S, RESETTING, 0), Verdict::GoOn);
-        assert_eq!(lifetime.deadline(RESETTING), Some(60 * S));
+        for minute in 1..60 {
+            let left = 1_000_000 - minute;
+            assert_eq!(
+                judge(&mut lifetime, minute * 60 * S, RESETTING, left),
+                Verdict::GoOn
+            );
+        }
+        assert_eq!(
+            judge(&mut lifetime, 60 * 60 * S, RESETTING, 1_000_000 - 59),
+            RESET
+        );
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! What happens once per connection or once per transfer, by itself: a header decoded, an account found, bytes booked.
+//!
+//! `cargo bench --bench micro`
+
+use std::{collections::HashMap, sync::Arc};
+
+use divan::{Bencher, black_box};
+use tollgate::{
+    account::{Account, AccountKey, Books, CloseReason, Direction, Meter},
+    config::CrcPolicy,
+    proxy_protocol::decode::{Rules, decode},
+};
+
+/// A header as NLB sends it for PrivateLink: 100 bytes with checksum, endpoint id and padding.
+const HEADER: &str = include_str!("../src/proxy_protocol/vectors/privatelink-tcp4.hex");
+
+fn main() {
+    divan::main();
+}
+
+fn header() -> Vec<u8> {
+    let digits = HEADER.trim().as_bytes().chunks(2);
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).expect("hexadecimal digits");
+        u8::from_str_radix(pair, 16).expect("hexadecimal digits")
+    };
+    digits.map(byte).collect()
+}
+
+/// A whole header, with its checksum verified and not.
+#[divan::bench(args = [CrcPolicy::Verify, CrcPolicy::Ignore])]
+fn decode_header(bencher: Bencher<'_, '_>, crc: &CrcPolicy) {
+    let (bytes, rules) = (
+        header(),
+        Rules {
+            max_header: 4096,
+            crc: *crc,
+        },
+    );
+    bencher.bench(|| decode(black_box(&bytes), rules).map(|header| header.is_some()));
+}
+
+/// The same, arriving byte by byte: the price of decoding from the start each time.
+#[divan::bench]
+fn decode_header_byte_by_byte(bencher: Bencher<'_, '_>) {
+    let bytes = header();
+    let rules = Rules {
+        max_header: 4096,
+        crc: CrcPolicy::Verify,
+    };
+    bencher.bench(|| {
+        let mut lengths = 1..=bytes.len();
+        lengths.any(|length| matches!(decode(black_box(&bytes[..length]), rules), Ok(Some(_))))
+    });
+}
+
+fn key(number: usize) -> AccountKey {
+    AccountKey {
+        listener: "ingest".into(),
+        endpoint: format!("vpce-{number:017x}").into(),
+        upstream: "control-plane".into(),
+    }
+}
+
+fn books(accounts: usize) -> Arc<Books> {
+    let books = Arc::new(Books::new(&["ingest".into()], 2, accounts));
+    for number in 0..accounts {
+        let _ = books.account(key(number));
+    }
+    books
+}
+
+/// An account of the books by its key: what a worker does for an endpoint it has not met.
+#[divan::bench(args = [1, 1000, 50_000])]
+fn find_account_in_books(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = books(accounts);
+    bencher
+        .with_inputs(|| key(accounts / 2))
+        .bench_values(|key| books.account(key));
+}
+
+/// An account that the worker has met, opened and closed: what every connection does.
+#[divan::bench(args = [1, 1000, 50_000])]
+fn open_and_close(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = books(accounts);
+    let known: HashMap<String, Arc<Account>> = (0..accounts)
+        .map(|number| (key(number).endpoint.to_string(), books.account(key(number))))
+        .collect();
+    let endpoint = key(accounts / 2).endpoint.to_string();
+    bencher.bench_local(|| {
+        let account = known.get(black_box(endpoint.as_str())).cloned();
+        let meter = Meter::open(account.expect("it is known"), 0);
+        meter.close(CloseReason::Completed);
+    });
+}
+
+/// Bytes booked: what every transfer does.
+#[divan::bench]
+fn book_bytes(bencher: Bencher<'_, '_>) {
+    let meter = Meter::open(books(1).account(key(0)), 0);
+    bencher.bench_local(|| meter.moved(black_box(Direction::ToUpstream), black_box(1024)));
+}

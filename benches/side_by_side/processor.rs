@@ -1,0 +1,127 @@
+//! Cores, and who used how much of them.
+
+use std::{fs, io, path::PathBuf, time::Duration};
+
+use rustix::{
+    process::Pid,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+};
+
+/// Who runs where.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cores {
+    /// Client and origin: this process.
+    pub(crate) load: usize,
+    /// The relay under test.
+    pub(crate) relay: usize,
+}
+
+impl Cores {
+    /// Takes two of the cores that this process may use and puts it, and whatever it starts from now on, on the first.
+    pub(crate) fn split() -> Result<Self, String> {
+        let allowed = sched_getaffinity(None).map_err(|error| error.to_string())?;
+        let mut allowed = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+        let (Some(load), Some(relay)) = (allowed.next(), allowed.next()) else {
+            return Err(
+                "two cores are needed: one for the relay, one for what loads it".to_owned(),
+            );
+        };
+        sched_setaffinity(None, &only(load)).map_err(|error| error.to_string())?;
+        Ok(Self { load, relay })
+    }
+}
+
+/// Processor time of processes, as the scheduler counts it, in nanoseconds. Work of the kernel on their behalf is in it, that of its own
+/// threads is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// On a core.
+    pub(crate) ran: Duration,
+    /// Ready to run while the core was somebody else's.
+    pub(crate) waited: Duration,
+}
+
+impl Usage {
+    /// Of all threads of a process and its children, theirs included.
+    pub(crate) fn of(process: u32) -> io::Result<Self> {
+        let mut total = Self::default();
+        for task in tasks(process)? {
+            let text = fs::read_to_string(task.join("schedstat"))?;
+            let mut fields = text.split_whitespace().map_while(|word| word.parse().ok());
+            let (Some(ran), Some(waited)) = (fields.next(), fields.next()) else {
+                return Err(io::Error::other("schedstat: the kernel keeps none"));
+            };
+            total.ran += Duration::from_nanos(ran);
+            total.waited += Duration::from_nanos(waited);
+        }
+        Ok(total)
+    }
+
+    /// What came since.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            ran: self.ran.saturating_sub(before.ran),
+            waited: self.waited.saturating_sub(before.waited),
+        }
+    }
+}
+
+/// Lets all threads of a process and its children run on this core only.
+pub(crate) fn move_to(process: u32, core: usize) -> io::Result<()> {
+    for task in tasks(process)? {
+        let id = task
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        if let Some(id) = id.and_then(Pid::from_raw) {
+            sched_setaffinity(Some(id), &only(core))?;
+        }
+    }
+    Ok(())
+}
+
+fn only(core: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(core);
+    set
+}
+
+/// Of this process: client and origin.
+pub(crate) fn own() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// The threads of a process and of its descendants.
+fn tasks(process: u32) -> io::Result<Vec<PathBuf>> {
+    let mut tasks = Vec::new();
+    for process in family(process)? {
+        for task in fs::read_dir(format!("/proc/{process}/task"))? {
+            tasks.push(task?.path());
+        }
+    }
+    Ok(tasks)
+}
+
+/// A process and its descendants.
+fn family(first: u32) -> io::Result<Vec<u32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(process) = entry?.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        // "pid (name) state parent …", and one may have ended since.
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let fields = stat.rsplit_once(')').map(|(_, rest)| rest);
+        let parent = fields.and_then(|fields| fields.split_whitespace().nth(1)?.parse().ok());
+        parents.extend(parent.map(|parent: u32| (process, parent)));
+    }
+    let mut family = vec![first];
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        let children = parents.iter().filter(|(_, of)| *of == parent);
+        family.extend(children.map(|(process, _)| *process));
+        next += 1;
+    }
+    Ok(family)
+}
