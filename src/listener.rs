@@ -132,7 +132,7 @@ pub async fn receive_loop(
 fn take(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
     let peer = leg::canonical(peer);
     if !entrance.settings.trusted_peers.contains(peer.ip()) {
-        return entrance.refuse_header(&client, peer, HeaderError::Untrusted);
+        return entrance.refuse_header(client, peer, HeaderError::Untrusted);
     }
     let keeper = entrance.spread.keeper(entrance.worker);
     if keeper == entrance.worker {
@@ -157,7 +157,7 @@ fn take(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: 
 /// Whether there is room to wait for its header; then the connection is on its way.
 fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
     let Some(ticket) = entrance.waiting.enter() else {
-        return entrance.refuse(&client, peer, Refusal::Pending);
+        return entrance.refuse(client, peer, Refusal::Pending);
     };
     let deadline = Instant::now() + entrance.settings.first_byte_timeout;
     let pending = Pending {

@@ -81,24 +81,28 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         () = ticket.shown_out() => Err(End::Refused(Refusal::Pending)),
         () = entrance.over.cancelled() => Err(End::Refused(Refusal::Draining)),
     };
+    let Pending { client, peer, .. } = pending;
     let arrival = match arrival {
         Ok(arrival) => arrival,
         Err(End::HealthCheck(sent)) => {
             entrance.shard().health_checks.add(1);
-            let phase = *entrance.phase.borrow();
-            return health::answer(pending.client, sent, phase).await;
+            leg::close_in_order(&client);
+            return tokio::select! {
+                () = health::answer(client, sent, *entrance.phase.borrow()) => {}
+                () = ticket.shown_out() => {}
+                () = entrance.over.cancelled() => {}
+            };
         }
-        Err(End::Empty) => return entrance.shard().empty.add(1),
-        Err(End::Header(error)) => {
-            return entrance.refuse_header(&pending.client, pending.peer, error);
+        Err(End::Empty) => {
+            leg::close_in_order(&client);
+            return entrance.shard().empty.add(1);
         }
-        Err(End::Refused(refusal)) => {
-            return entrance.refuse(&pending.client, pending.peer, refusal);
-        }
+        Err(End::Header(error)) => return entrance.refuse_header(client, peer, error),
+        Err(End::Refused(refusal)) => return entrance.refuse(client, peer, refusal),
     };
     drop(ticket);
     let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
-        return entrance.refuse(&pending.client, pending.peer, Refusal::ListenerLimit);
+        return entrance.refuse(client, peer, Refusal::ListenerLimit);
     };
     let account = entrance.account(arrival.endpoint.as_deref().unwrap_or(DIRECT));
     let meter = Meter::open(account, entrance.worker);
@@ -113,12 +117,12 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         Ok((upstream, address)) => {
             let parties = Parties {
                 client: arrival.client,
-                peer: pending.peer,
+                peer,
                 address,
             };
             relay(
                 &entrance,
-                (pending.client, upstream),
+                (client, upstream),
                 parties,
                 arrival.payload,
                 meter,
@@ -126,9 +130,8 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
             );
         }
         Err(reason) => {
-            leg::reset_on_close(&pending.client);
             let endpoint = &**meter.endpoint();
-            debug!(endpoint, client = %arrival.client, peer = %pending.peer, reason = reason.name(), "session closed");
+            debug!(endpoint, client = %arrival.client, %peer, reason = reason.name(), "session closed");
             meter.close(reason);
         }
     }
@@ -221,9 +224,8 @@ impl Entrance {
         self.books.listener(self.index, self.worker)
     }
 
-    /// Resets a connection whose header is refused.
-    pub fn refuse_header(&self, client: &TcpStream, peer: SocketAddr, error: HeaderError) {
-        leg::reset_on_close(client);
+    /// Resets a connection whose header is refused: dropping it does.
+    pub fn refuse_header(&self, _client: TcpStream, peer: SocketAddr, error: HeaderError) {
         self.shard().header_errors[error as usize].add(1);
         if let Some(suppressed) = self.refusal_log.allow(Instant::now().into_std()) {
             let listener = &*self.settings.name;
@@ -231,9 +233,8 @@ impl Entrance {
         }
     }
 
-    /// Resets a connection that is turned away.
-    pub fn refuse(&self, client: &TcpStream, peer: SocketAddr, refusal: Refusal) {
-        leg::reset_on_close(client);
+    /// Resets a connection that is turned away: dropping it does.
+    pub fn refuse(&self, _client: TcpStream, peer: SocketAddr, refusal: Refusal) {
         self.shard().refused[refusal as usize].add(1);
         if let Some(suppressed) = self.refusal_log.allow(Instant::now().into_std()) {
             let listener = &*self.settings.name;

@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use super::http::{self, Answer, Requests, Text};
 use crate::config::{CrcPolicy, Peers};
 use crate::drain::Phase;
-use crate::leg;
 use crate::proxy_protocol::decode::{Rules, decode};
 
 /// Longest wait for a health check to say what it wants.
@@ -64,7 +63,7 @@ pub async fn serve(listener: TcpListener, trusted: Peers, phase: watch::Receiver
         let (trusted, phase) = (trusted.clone(), phase.clone());
         async move {
             if !trusted.contains(peer.ip()) {
-                return leg::reset_on_close(&stream);
+                return; // closed at once, unread
             }
             if let Ok(Some(request)) = timeout(PATIENCE, skip_header(&mut stream)).await {
                 http::serve(stream, request, Requests::One, |_, path| {

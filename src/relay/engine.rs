@@ -31,6 +31,7 @@ use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
 use crate::config::{CloseWith, RelayMode};
+use crate::leg;
 use crate::sys::readiness::epoll_in_runtime;
 
 /// Events taken from the kernel at a time.
@@ -99,7 +100,11 @@ impl Engine {
         self.read_clock();
         let index = self.sessions.insert(Session::new(new, self.mode, self.now));
         for side in Side::ALL {
-            let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+            let flags = EventFlags::IN
+                | EventFlags::PRI
+                | EventFlags::OUT
+                | EventFlags::RDHUP
+                | EventFlags::ET;
             let token = EventData::new_u64(token(index, side));
             let socket = &self.sessions[index].sockets[side as usize];
             if epoll::add(self.epoll.get_ref(), socket, token, flags).is_err() {
@@ -170,13 +175,11 @@ impl Engine {
         if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
             session.half(side.other().outgoing()).sink_ready();
         }
-        // Nobody reads a side whose FIN was read: a reset that follows is only seen here.
-        if flags.contains(EventFlags::ERR)
-            && session.half(side.outgoing()).has_ended()
-            && let Ok(Some(error)) = SockRef::from(&session.sockets[side as usize]).take_error()
-        {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::CONNRESET);
-            self.lose(index, side, errno);
+        if flags.contains(EventFlags::PRI) {
+            session.half(side.outgoing()).source_has_urgent();
+        }
+        if flags.contains(EventFlags::ERR) {
+            session.half(side.outgoing()).source_has_error();
         }
         self.drive(index);
     }
@@ -226,12 +229,28 @@ impl Engine {
                     break;
                 }
             }
-            match failed {
+            match failed.or_else(|| self.hidden_error(index)) {
                 Some((side, errno)) => self.lose(index, side, errno),
                 None => break,
             }
         }
         self.settle(index, more);
+    }
+
+    /// A side that was read to its end and then reset: no read tells the reset, and nobody reads there any more.
+    fn hidden_error(&self, index: usize) -> Option<(Side, Errno)> {
+        let session = self
+            .sessions
+            .get(index)
+            .filter(|session| session.lost.is_none())?;
+        let hides = |side: &Side| session.halves[side.outgoing() as usize].hides_an_error();
+        Side::ALL.into_iter().filter(hides).find_map(|side| {
+            let error = SockRef::from(&session.sockets[side as usize])
+                .take_error()
+                .ok()??;
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::CONNRESET);
+            Some((side, errno))
+        })
     }
 
     /// `side` failed. The other gets what the lost one sent before, then a reset; what was meant for the lost one is gone.
@@ -320,11 +339,15 @@ impl Engine {
 
     /// The one way out of a session.
     fn end(&mut self, index: usize, reason: CloseReason, farewell: Farewell) {
-        let Some(session) = self.sessions.try_remove(index) else {
+        let Some(mut session) = self.sessions.try_remove(index) else {
             return;
         };
         self.timers.set(slot(index), session.due, None);
-        for (half, pipe) in session.halves.iter().zip(session.pipes) {
+        for (half, pipe) in session
+            .halves
+            .iter()
+            .zip(session.pipes.iter_mut().map(Option::take))
+        {
             let shard = self.books.worker(self.worker);
             match pipe {
                 Some(pipe) if half.in_pipe() > 0 => self.pipes.destroy(pipe, shard),
@@ -332,13 +355,9 @@ impl Engine {
                 None => {}
             }
         }
-        for socket in &session.sockets {
-            match farewell {
-                // Closing sends it; the kernel delivers what it still has.
-                Farewell::Fin => {}
-                // On a socket whose connection is gone already there is nothing to set and nothing to send.
-                Farewell::Rst => drop(SockRef::from(socket).set_linger(Some(Duration::ZERO))),
-            }
+        // A stream that is cut must not look complete; whatever the configuration says of its sessions in general.
+        if farewell == Farewell::Fin && (reason == CloseReason::Completed || session.is_quiet()) {
+            session.sockets.iter().for_each(leg::close_in_order);
         }
         let [bytes_to_upstream, bytes_to_client] = session.bytes;
         debug!(

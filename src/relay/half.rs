@@ -59,8 +59,12 @@ pub struct Half {
     /// Full reads in a row while copying, short splices in a row while splicing.
     in_a_row: u8,
     readable: bool,
-    /// The kernel announced an end (FIN, RST): a short read no longer means that the socket is drained.
-    end_announced: bool,
+    /// The kernel announced an end (FIN, RST) or urgent data: a short read no longer means that the socket is drained.
+    read_to_the_end: bool,
+    /// An error was announced: once the end is read it must be asked for, because after a FIN no read tells it.
+    error_announced: bool,
+    /// Urgent data came: splice(2) stops before it for ever, only reading gets past it.
+    urgent: bool,
     writable: bool,
     /// Reads to be passed on whole before the limit is lifted again.
     caution: u8,
@@ -97,7 +101,9 @@ impl Half {
             splicing: mode == RelayMode::Splice,
             in_a_row: 0,
             readable: false, // registering with epoll reports what is there
-            end_announced: false,
+            read_to_the_end: false,
+            error_announced: false,
+            urgent: false,
             writable: true,
             caution: 0,
             source: Source::Open,
@@ -120,7 +126,10 @@ impl Half {
             (Sink::Open, None, Source::Ended) => Next::PassFin,
             (Sink::Open, None, Source::Lost) => Next::Done,
             (Sink::Open, None, Source::Open | Source::Failing) => {
-                match (self.readable && self.writable, self.splicing) {
+                match (
+                    self.readable && self.writable,
+                    self.splicing && !self.urgent,
+                ) {
                     (false, _) => Next::Wait,
                     (true, true) => Next::Fill,
                     (true, false) => Next::Copy {
@@ -139,10 +148,27 @@ impl Half {
         }
     }
 
-    /// Event: the source has bytes or an end.
+    /// Event: the source has bytes, or, if so announced, an end.
     pub fn source_ready(&mut self, end_announced: bool) {
         self.readable = true;
-        self.end_announced |= end_announced;
+        self.read_to_the_end |= end_announced;
+    }
+
+    /// Event: the source has an error, which may stand behind bytes and a FIN.
+    pub fn source_has_error(&mut self) {
+        self.error_announced = true;
+    }
+
+    /// Event: the source has urgent data. It is passed on in its place, as bytes like any other (SO_OOBINLINE is set).
+    pub fn source_has_urgent(&mut self) {
+        self.urgent = true;
+        self.source_ready(true);
+    }
+
+    /// Whether the source was read to its end though an error was announced.
+    #[must_use]
+    pub fn hides_an_error(&self) -> bool {
+        self.error_announced && self.source == Source::Ended
     }
 
     /// Event: the sink has room, or an error that the next write will tell.
@@ -166,19 +192,23 @@ impl Half {
         if n == 0 {
             return self.source_ended();
         }
-        if n < limit && !self.end_announced {
+        if n < limit && !self.read_to_the_end {
             self.readable = false; // drained: saves the read that would say so
         }
-        self.in_a_row = if n == limit { self.in_a_row + 1 } else { 0 };
+        self.in_a_row = if n == limit {
+            self.in_a_row.saturating_add(1)
+        } else {
+            0
+        };
         if self.in_a_row >= BULK_AFTER && self.mode == RelayMode::Adaptive {
             (self.splicing, self.in_a_row) = (true, 0);
         }
     }
 
-    /// `n` bytes went into the pipe; none is the end.
+    /// `n` bytes went into the pipe. None is the end, or urgent data that splice(2) does not pass: a read will tell.
     pub fn filled(&mut self, n: usize) {
         if n == 0 {
-            return self.source_ended();
+            return self.copy_again();
         }
         self.in_pipe += n;
         self.in_a_row = if n < SHORT_SPLICE {
@@ -279,12 +309,6 @@ impl Half {
         self.in_pipe + self.kept().len()
     }
 
-    /// Whether the source's FIN was read.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.source != Source::Open
-    }
-
     /// Whether the FIN was passed on.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -341,7 +365,7 @@ mod tests {
         let mut half = half();
         half.filled(100);
         half.source_ready(true);
-        half.filled(0);
+        half.source_ended();
         half.flushed(60);
         assert_eq!(half.next(), Next::Flush);
         half.sink_blocked();
@@ -446,10 +470,41 @@ mod tests {
     }
 
     #[test]
+    fn a_splice_that_brings_nothing_is_an_end_only_if_a_read_says_so() {
+        let mut half = Half::new(RelayMode::Splice, Vec::new());
+        half.source_ready(true);
+        half.filled(0);
+        assert_eq!(half.next(), COPY);
+        half.received(0, FULL_READ);
+        assert_eq!(half.next(), Next::PassFin);
+    }
+
+    #[test]
+    fn urgent_data_is_read_past_and_never_spliced() {
+        let mut half = Half::new(RelayMode::Splice, Vec::new());
+        half.source_ready(false);
+        assert_eq!(half.next(), Next::Fill);
+        half.source_has_urgent();
+        assert_eq!(half.next(), COPY);
+        half.received(10, FULL_READ);
+        assert_eq!(half.next(), COPY, "a read stops short at the mark");
+    }
+
+    #[test]
+    fn a_reset_behind_a_fin_is_not_forgotten() {
+        let mut half = half();
+        half.source_has_error();
+        assert!(!half.hides_an_error(), "what came before is read first");
+        half.received(9, FULL_READ);
+        half.received(0, FULL_READ);
+        assert!(half.hides_an_error());
+    }
+
+    #[test]
     fn copy_mode_never_splices() {
         let mut half = Half::new(RelayMode::Copy, Vec::new());
         half.source_ready(false);
-        for _ in 0..10 {
+        for _ in 0..1000 {
             half.received(FULL_READ, FULL_READ);
         }
         assert_eq!(half.next(), COPY);

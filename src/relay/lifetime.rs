@@ -21,7 +21,7 @@ pub(super) enum Phase {
 /// How a session's sockets are closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Farewell {
-    /// Both sides get a FIN, if they have not had it, and what the kernel still holds is delivered.
+    /// Both sides get a FIN, behind what the kernel still holds for them; a session with bytes under way is reset all the same.
     Fin,
     /// Both sides get an RST: a stream that was cut must not look complete.
     Rst,

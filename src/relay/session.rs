@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::half::{Half, Next};
@@ -138,6 +138,12 @@ impl Session {
     /// Whether neither direction has anything left to do.
     pub(super) fn is_complete(&self) -> bool {
         self.halves.iter().all(|half| half.next() == Next::Done)
+    }
+
+    /// Whether nothing is under way that we know of: nothing held here, nothing waiting to be read.
+    pub(super) fn is_quiet(&self) -> bool {
+        let unread = |socket| ioctl_fionread(socket).unwrap_or(0) > 0;
+        self.halves.iter().all(|half| half.held() == 0) && !self.sockets.iter().any(unread)
     }
 
     /// What it waits for.
