@@ -72,7 +72,8 @@ fn dns_answers_change() {
     let lab = Lab::new("dns-change");
     let (asker, dns) = pair(&lab);
     assert_eq!(resolve(&asker, dns.address()), None, "never heard of it");
-    assert_eq!(dns.questions(NAME, RecordType::A), 1);
+    // A resolver that waits asks again.
+    assert!(dns.questions(NAME, RecordType::A) >= 1);
 
     dns.set(
         NAME,
