@@ -240,7 +240,8 @@ fn not_per_connection() {
     for _ in 0..20 {
         exchange(&named.hosts.node);
     }
-    assert_eq!(named.dns.questions(NAME, A), 1);
+    // Not exactly one: a resolver that waits for an answer asks again.
+    assert!(named.dns.questions(NAME, A) < 10);
     assert_eq!(named.accepted(), [20, 0]);
     world::assert_at_rest(&named.relay, named.baseline);
 }
