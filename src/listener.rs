@@ -41,6 +41,18 @@ pub fn claim(address: SocketAddr) -> io::Result<SocketAddr> {
     Ok(bound.unwrap_or(address))
 }
 
+/// A listening socket that has its address for itself: for the admin and health ports.
+///
+/// # Errors
+/// As [`claim`].
+pub fn bind_alone(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = socket_for(address)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
@@ -15,11 +17,12 @@ use crate::account::Books;
 use crate::admin::{self, Room, View, health};
 use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
-use crate::listener::{bind, claim};
+use crate::listener::{bind, bind_alone, claim};
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
 use crate::systemd;
+use crate::telemetry::DroppedLines;
 use crate::upstream::Upstream;
 use crate::upstream::resolver::{self, Named, ResolverError};
 use crate::worker::{Door, Worker, WorkerError};
@@ -55,14 +58,21 @@ pub enum SupervisorError {
 ///
 /// # Errors
 /// See [`SupervisorError`].
-pub fn run(config: Config) -> Result<(), SupervisorError> {
+pub fn run(config: Config, dropped_lines: DroppedLines) -> Result<(), SupervisorError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(supervise(Arc::new(config)))
+    LocalSet::new().block_on(&runtime, supervise(Arc::new(config), dropped_lines))
 }
 
-async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
+async fn supervise(
+    config: Arc<Config>,
+    dropped_lines: DroppedLines,
+) -> Result<(), SupervisorError> {
+    raise_descriptor_limit(&config);
+    // Listeners last: a connection must not be taken by a process that then finds it cannot start.
+    let ports = Ports::bind(&config)?;
+    let upstreams = start_upstreams(&config)?;
     let (rooms, doors) = open_doors(&config)?;
     let names = config
         .listeners
@@ -71,9 +81,7 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
         .collect::<Vec<_>>();
     let workers = config.workers.get();
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
-    let upstreams = start_upstreams(&config)?;
     let (phase_sender, phase) = watch::channel(Phase::default());
-    let ports = Ports::bind(&config)?;
     let mut signals = Signals::new()?;
     let pipe_budget = Arc::new(Budget::of(user_quota()));
     let (spread, passed) = Spread::new(workers);
@@ -96,6 +104,7 @@ async fn supervise(config: Arc<Config>) -> Result<(), SupervisorError> {
         rooms,
         phase: phase.clone(),
         spread,
+        dropped_lines,
         workers,
         max_metric_endpoints: config.max_metric_endpoints,
         began: Instant::now(),
@@ -187,8 +196,35 @@ fn bind_error(address: SocketAddr, what: String, error: io::Error) -> Supervisor
     }
 }
 
+/// Takes the descriptors that may be taken, and says so when they do not suffice: two per session.
+fn raise_descriptor_limit(config: &Config) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let sessions: u64 = config
+        .listeners
+        .iter()
+        .map(|listener| listener.max_sessions as u64)
+        .sum();
+    if let Some(open_files) = current.filter(|current| *current < 2 * sessions) {
+        info!(
+            open_files,
+            "descriptors for about {} sessions, max_sessions allows {sessions}: raise LimitNOFILE if that many may come",
+            open_files / 2
+        );
+    }
+}
+
 /// Every upstream, and a task for each name in it. Without a name there is no resolver, and nothing to be set up for one.
 fn start_upstreams(config: &Config) -> Result<Vec<Arc<Upstream>>, SupervisorError> {
+    let own = config.listeners.iter().flat_map(|listener| &listener.bind);
+    let own: Arc<[SocketAddr]> = own.copied().collect();
     let mut resolver = None;
     let mut upstreams = Vec::new();
     for settings in &config.upstreams {
@@ -208,8 +244,11 @@ fn start_upstreams(config: &Config) -> Result<Vec<Arc<Upstream>>, SupervisorErro
                 index,
                 name: name.clone(),
                 port: target.port,
+                settings: settings.clone(),
+                own: own.clone(),
+                resolver,
             };
-            tokio::spawn(named.keep_fresh(settings.clone(), resolver, config.resolver.family));
+            spawn_local(named.keep_fresh(config.resolver.family));
         }
         upstreams.push(upstream);
     }
@@ -225,9 +264,7 @@ struct Ports {
 impl Ports {
     fn bind(config: &Config) -> Result<Self, SupervisorError> {
         let listen = |address: SocketAddr, what: &str| {
-            let listener = std::net::TcpListener::bind(address)
-                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-                .and_then(TcpListener::from_std);
+            let listener = bind_alone(address).and_then(TcpListener::from_std);
             listener.map_err(|error| bind_error(address, what.to_owned(), error))
         };
         let admin = config

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -13,9 +14,46 @@ use tracing_subscriber::registry::Registry;
 
 use crate::config::{Log, LogFormat};
 
+/// Lines that wait for a standard error which takes none; further ones are dropped and counted.
+const QUEUE: usize = 8192;
+
+/// The log while it runs. When this is dropped, what waits is written, for a second at most.
+#[derive(Debug)]
+pub struct Running {
+    dropped: DroppedLines,
+    _writer: WorkerGuard,
+}
+
+/// How many lines were dropped because standard error took none.
+#[derive(Debug, Clone)]
+pub struct DroppedLines(ErrorCounter);
+
+impl Running {
+    /// The counter.
+    #[must_use]
+    pub fn dropped(&self) -> DroppedLines {
+        self.dropped.clone()
+    }
+}
+
+impl DroppedLines {
+    /// So far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.dropped_lines() as u64
+    }
+}
+
 /// Starts the log of the process: to standard error, as text or as one JSON object per line. Times are RFC 3339 in UTC with
-/// microseconds. A second call changes nothing.
-pub fn init(log: &Log) {
+/// microseconds. Writing is a thread's of its own: a reader of the log that stops must not stop the relay.
+#[must_use]
+pub fn init(log: &Log) -> Running {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(QUEUE)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = DroppedLines(writer.error_counter());
     let json = match log.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,
@@ -24,7 +62,7 @@ pub fn init(log: &Log) {
     // The module path is left out: `target` is a word of ours, the host and port of an upstream. An error in writing is not
     // reported, because it would be reported to where it could not be written.
     let lines = fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_target(false)
         .log_internal_errors(false);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = if json {
@@ -40,6 +78,10 @@ pub fn init(log: &Log) {
     let subscriber = Registry::default().with(lines.with_filter(levels(log.level)));
     // Fails only where there is a subscriber already.
     let _ = tracing::subscriber::set_global_default(subscriber);
+    Running {
+        dropped,
+        _writer: guard,
+    }
 }
 
 /// Whether standard error shows colours: it is a terminal, and `NO_COLOR` (<https://no-color.org>) is not set.

@@ -395,6 +395,8 @@ fn exit_codes_are_those_of_the_manual() {
         "0.0.0.0:8443",
         "--upstream",
         "10.30.0.2:443",
+        "--admin",
+        "off",
     ]);
     let said = world.relay_host.call(move || second.output()).unwrap();
     let words = String::from_utf8_lossy(&said.stderr).into_owned();

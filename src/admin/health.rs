@@ -17,10 +17,10 @@ use crate::drain::Phase;
 use crate::proxy_protocol::decode::{Rules, decode};
 
 /// Longest wait for a health check to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Longest wait for a health check that came to the traffic port.
-const CHECK: Duration = Duration::from_secs(10);
+/// Longest life of a health check's connection: NLB waits for an answer 10 s at most by default.
+const CHECK: Duration = Duration::from_secs(5);
 
 /// A header in front of a health check is skipped, whatever it says.
 const RULES: Rules = Rules {
@@ -66,10 +66,10 @@ pub async fn serve(listener: TcpListener, trusted: Peers, phase: watch::Receiver
                 return; // closed at once, unread
             }
             if let Ok(Some(request)) = timeout(PATIENCE, skip_header(&mut stream)).await {
-                http::serve(stream, request, Requests::One, |_, path| {
+                let serving = http::serve(stream, request, Requests::One, |_, path| {
                     check(path, *phase.borrow())
-                })
-                .await;
+                });
+                let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
             }
         }
     })

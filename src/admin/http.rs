@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 /// Longest wait for a request's head.
-const HEAD: Duration = Duration::from_secs(5);
+const HEAD: Duration = Duration::from_secs(2);
 
 /// Longest life of a connection, however many requests it brings.
 const CONNECTION: Duration = Duration::from_secs(60);

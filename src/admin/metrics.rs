@@ -26,6 +26,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     families.extend(of_upstreams(view));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
+    families.push(dropped_lines(view));
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
@@ -258,6 +259,15 @@ fn build_info() -> MetricFamily {
     let mut info = gauge("tollgate_build_info", "The version that runs; always 1.");
     info.add(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     info.into_proto()
+}
+
+fn dropped_lines(view: &View) -> MetricFamily {
+    let mut dropped = counter(
+        "tollgate_log_lines_dropped_total",
+        "Lines of the log that were dropped because standard error took none.",
+    );
+    dropped.add(&[], view.dropped_lines.count());
+    dropped.into_proto()
 }
 
 /// A metric family in the making.

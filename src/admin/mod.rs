@@ -16,16 +16,18 @@ use hyper::{Method, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::account::Books;
 use crate::drain::Phase;
 use crate::spread::Spread;
+use crate::telemetry::{DroppedLines, LogLimiter};
 use crate::upstream::Upstream;
 use http::{Answer, Json, Requests, Text};
 
-/// Connections served at once on the admin port, and as many on the health port; further ones wait in the accept queue.
-const CONNECTIONS: usize = 64;
+/// Connections served at once on the admin port, and as many on the health port; further ones wait in the accept queue. Each is
+/// bounded in time, so that those who dawdle cannot keep a balancer's check waiting for long.
+const CONNECTIONS: usize = 1024;
 
 /// How long accepting rests after an error.
 const REST: Duration = Duration::from_millis(100);
@@ -43,6 +45,8 @@ pub struct View {
     pub phase: watch::Receiver<Phase>,
     /// How many connections each worker has.
     pub spread: Arc<Spread>,
+    /// Lines of the log that nobody took.
+    pub dropped_lines: DroppedLines,
     /// Data workers.
     pub workers: usize,
     /// Endpoints shown one by one in `/metrics`.
@@ -83,6 +87,7 @@ async fn serve_each<F: Future<Output = ()> + Send + 'static>(
     connection: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let errors = LogLimiter::default();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
@@ -96,7 +101,9 @@ async fn serve_each<F: Future<Output = ()> + Send + 'static>(
                 });
             }
             Err(error) => {
-                debug!(%error, "cannot accept on the admin or health port; trying again");
+                if let Some(suppressed) = errors.allow(Instant::now().into_std()) {
+                    warn!(%error, suppressed, "cannot accept on the admin or health port; trying again");
+                }
                 sleep(REST).await;
             }
         }

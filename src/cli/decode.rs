@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::{Error, ExitCode};
 use crate::config::CrcPolicy;
 use crate::proxy_protocol::decode::{Rules, decode as decode_header};
-use crate::proxy_protocol::header::{Checksum, Command, Header, HeaderError, LONGEST, Tlvs, tlv};
+use crate::proxy_protocol::header::{
+    Checksum, Command, Header, HeaderError, LONGEST, SIGNATURE, Tlvs, tlv,
+};
 
 /// Explain a PROXY protocol v2 header, as a listener would take it.
 #[derive(Debug, clap::Args)]
@@ -15,7 +17,8 @@ use crate::proxy_protocol::header::{Checksum, Command, Header, HeaderError, LONG
     tollgate decode 0d0a0d0a000d0a515549540a2000000000\n  \
     xxd -p capture.bin | tollgate decode -")]
 pub(super) struct Args {
-    /// The bytes in hexadecimal, white space ignored; "-" or nothing reads them from standard input
+    /// The bytes in hexadecimal, white space and colons ignored; "-" or nothing reads them from standard input, as they are
+    /// or in hexadecimal
     #[arg(value_name = "HEX|-")]
     hex: Option<String>,
     /// One JSON document instead of text
@@ -28,11 +31,11 @@ const LONGEST_INPUT: u64 = 4 * LONGEST as u64;
 
 /// Decodes and prints; a header that a listener would refuse is [`ExitCode::Data`].
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
-    let text = match arguments.hex.as_deref() {
-        Some(hex) if hex != "-" => hex.to_owned(),
-        _ => read_input().map_err(Error::Input)?,
+    let bytes = match arguments.hex.as_deref() {
+        Some(hex) if hex != "-" => from_hex(hex),
+        _ => read_input(),
     };
-    let bytes = from_hex(&text).map_err(Error::Input)?;
+    let bytes = bytes.map_err(Error::Input)?;
     let outcome = explain(&bytes);
     let text = if arguments.json {
         format!("{:#}\n", outcome.json())
@@ -176,7 +179,10 @@ fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Takes the forms in which captures are copied: `0d0a…`, `0d 0a …`, `0d:0a:…`, `0x0d0a…`.
 fn from_hex(text: &str) -> Result<Vec<u8>, String> {
+    let text = text.trim();
+    let text = text.strip_prefix("0x").unwrap_or(text);
     let digit = |(at, c): (usize, char)| match c.to_digit(16) {
         Some(digit) => Ok(u8::try_from(digit).unwrap_or(0)),
         None => Err(format!(
@@ -184,7 +190,8 @@ fn from_hex(text: &str) -> Result<Vec<u8>, String> {
             at + 1
         )),
     };
-    let characters = text.char_indices().filter(|(_, c)| !c.is_whitespace());
+    let separator = |c: char| c.is_whitespace() || c == ':';
+    let characters = text.char_indices().filter(|(_, c)| !separator(*c));
     let digits = characters.map(digit).collect::<Result<Vec<u8>, String>>()?;
     match digits.len() {
         0 => Err("no bytes to decode: give them in hexadecimal, or on standard input".to_owned()),
@@ -198,14 +205,18 @@ fn from_hex(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-fn read_input() -> Result<String, String> {
-    let mut text = String::new();
+/// Standard input, whole: hexadecimal, or the bytes of a header as they are.
+fn read_input() -> Result<Vec<u8>, String> {
+    let mut input = Vec::new();
     let read = io::stdin()
         .lock()
         .take(LONGEST_INPUT)
-        .read_to_string(&mut text);
-    read.map(|_| text)
-        .map_err(|error| format!("standard input cannot be read as text: {error}"))
+        .read_to_end(&mut input);
+    read.map_err(|error| format!("standard input cannot be read: {error}"))?;
+    if input.starts_with(&SIGNATURE) {
+        return Ok(input);
+    }
+    from_hex(&String::from_utf8_lossy(&input))
 }
 
 #[cfg(test)]
@@ -243,6 +254,13 @@ mod tests {
     fn the_beginning_of_a_header_is_incomplete() {
         let bytes = from_hex(&PRIVATELINK[..40]).unwrap();
         assert_eq!(explain(&bytes).json()["outcome"], "incomplete");
+    }
+
+    #[test]
+    fn bytes_are_taken_as_they_are_copied() {
+        for text in ["0d0a00", "0d 0a\n00", "0d:0a:00", "0x0d0a00"] {
+            assert_eq!(from_hex(text).unwrap(), [0x0d, 0x0a, 0]);
+        }
     }
 
     #[test]

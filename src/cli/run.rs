@@ -51,7 +51,7 @@ impl Args {
 /// Runs until told to stop.
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
     let config = arguments.config()?;
-    telemetry::init(&config.log);
-    crate::supervisor::run(config).map_err(Error::Supervisor)?;
+    let log = telemetry::init(&config.log);
+    crate::supervisor::run(config, log.dropped()).map_err(Error::Supervisor)?;
     Ok(ExitCode::Ok)
 }

@@ -20,7 +20,8 @@ pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// `[session] keepalive_interval`.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// `[session] keepalive_probes`: a vanished side is noticed after 60 + 4 × 15 s.
+/// `[session] keepalive_probes`: a vanished side is noticed after 60 + 4 × 15 s where `user_timeout` is off. With it on, Linux
+/// goes by that alone (tcp(7), TCP_USER_TIMEOUT).
 pub const KEEPALIVE_PROBES: u32 = 4;
 /// `[session] user_timeout`.
 pub const USER_TIMEOUT: Duration = Duration::from_secs(300);

@@ -1,5 +1,6 @@
 //! What a target's addresses are and when to ask again, without I/O.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
@@ -29,112 +30,182 @@ pub struct Bounds {
     pub stale_for: Option<Duration>,
 }
 
+/// A family of addresses: each is asked for by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A records.
+    V4,
+    /// AAAA records.
+    V6,
+}
+
+/// What became of a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Addresses that may be used, at least one, and how long they are good.
+    Addresses(Vec<IpAddr>, Duration),
+    /// The name, or this family of it, does not exist.
+    None,
+    /// No answer, a server's failure, or addresses that may not be used.
+    Failed,
+}
+
 /// The addresses of one name over time.
 #[derive(Debug)]
 pub struct Resolution {
     bounds: Bounds,
-    good: Option<(Vec<IpAddr>, Instant)>,
+    kinds: Vec<(Kind, Family)>,
+}
+
+/// One family of a name's addresses.
+#[derive(Debug)]
+struct Family {
+    last: Last,
+    /// The last good answer, and when it came.
+    good: Vec<IpAddr>,
+    since: Instant,
     failures: u32,
     next: Instant,
     asked: Option<Instant>,
 }
 
-/// What an answer or its absence changed: for the log, once per change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// Nothing worth a line.
+enum Last {
+    Unasked,
+    Good,
     None,
-    /// Other addresses than before; a new order is no change.
-    Addresses,
-    /// The first failure after an answer.
-    Failing,
-    /// The first answer after a failure.
-    Recovered,
+    Failed,
+}
+
+/// How a name stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It was not asked for yet.
+    Unknown,
+    /// The last answer was good.
+    Fresh,
+    /// There is no good answer now, for one family of its addresses at least; the last good one serves.
+    Stale,
+    /// There is nothing to serve.
+    Nothing,
 }
 
 impl Resolution {
     /// Nothing known, to be asked at once.
     #[must_use]
-    pub fn new(bounds: Bounds, now: Instant) -> Self {
-        Self {
-            bounds,
-            good: None,
+    pub fn new(bounds: Bounds, kinds: &[Kind], now: Instant) -> Self {
+        let family = || Family {
+            last: Last::Unasked,
+            good: Vec::new(),
+            since: now,
             failures: 0,
             next: now,
             asked: None,
-        }
+        };
+        let kinds = kinds.iter().map(|kind| (*kind, family())).collect();
+        Self { bounds, kinds }
     }
 
     /// When to ask next.
     #[must_use]
-    pub fn next(&self) -> Instant {
-        self.next
+    pub fn next(&self) -> Option<Instant> {
+        self.kinds.iter().map(|(_, family)| family.next).min()
     }
 
-    /// The question goes out.
-    pub fn asking(&mut self, now: Instant) {
-        self.asked = Some(now);
+    /// The families to ask for now.
+    pub fn due(&mut self, now: Instant) -> Vec<Kind> {
+        let due = self
+            .kinds
+            .iter_mut()
+            .filter(|(_, family)| family.next <= now);
+        due.map(|(kind, family)| {
+            family.asked = Some(now);
+            *kind
+        })
+        .collect()
     }
 
     /// Somebody could not connect: ask soon, though not more often than once a second.
     pub fn requested(&mut self, now: Instant) {
-        let allowed = self.asked.map_or(now, |asked| asked + BETWEEN_REQUESTED);
-        self.next = self.next.min(allowed.max(now));
+        for (_, family) in &mut self.kinds {
+            let allowed = family.asked.map_or(now, |asked| asked + BETWEEN_REQUESTED);
+            family.next = family.next.min(allowed.max(now));
+        }
     }
 
-    /// An answer with at least one address that may be used.
-    pub fn answered(&mut self, now: Instant, mut addresses: Vec<IpAddr>, ttl: Duration) -> Change {
-        let mut seen = std::collections::HashSet::new();
+    /// A question for `kind` was answered, or not.
+    pub fn answered(&mut self, now: Instant, kind: Kind, answer: Answer) {
+        let bounds = self.bounds;
+        let Some((_, family)) = self.kinds.iter_mut().find(|(k, _)| *k == kind) else {
+            return;
+        };
+        let pause = match answer {
+            Answer::Addresses(addresses, ttl) => {
+                family.keep(addresses);
+                (family.last, family.since, family.failures) = (Last::Good, now, 0);
+                ttl.clamp(bounds.min_ttl, bounds.max_ttl)
+            }
+            Answer::None => family.not_good(Last::None),
+            Answer::Failed => family.not_good(Last::Failed),
+        };
+        family.next = now + pause.max(bounds.min_ttl.min(LONGEST_RETRY));
+    }
+
+    /// The addresses to use now. A family that does not exist is empty where the other has a good answer; else, and where a family's
+    /// question failed, its last good answer serves, as long as `stale_for` lets it.
+    #[must_use]
+    pub fn current(&self, now: Instant) -> Vec<IpAddr> {
+        let elsewhere = self
+            .kinds
+            .iter()
+            .any(|(_, family)| family.last == Last::Good);
+        let serves = |family: &Family| match family.last {
+            Last::Unasked => false,
+            Last::Good => true,
+            Last::None if elsewhere => false,
+            Last::None | Last::Failed => {
+                let age = now.saturating_duration_since(family.since);
+                self.bounds.stale_for.is_none_or(|bound| age < bound)
+            }
+        };
+        let serving = self.kinds.iter().filter(|(_, family)| serves(family));
+        serving
+            .flat_map(|(_, family)| family.good.iter().copied())
+            .collect()
+    }
+
+    /// How it stands. A family that has not answered yet does not count.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        let has = |last: Last| self.kinds.iter().any(|(_, family)| family.last == last);
+        match (has(Last::Good), has(Last::Failed)) {
+            (true, false) => Standing::Fresh,
+            (false, false) if !has(Last::None) || has(Last::Unasked) => Standing::Unknown,
+            _ if self.current(now).is_empty() => Standing::Nothing,
+            _ => Standing::Stale,
+        }
+    }
+}
+
+impl Family {
+    /// Servers rotate their answers; where nothing else changed the order at hand stays, so that taking turns stays fair.
+    fn keep(&mut self, mut addresses: Vec<IpAddr>) {
+        let mut seen = HashSet::new();
         addresses.retain(|address| seen.insert(*address));
         addresses.truncate(MOST_ADDRESSES);
-        let same = self.good.as_ref().is_some_and(|(before, _)| {
-            before.len() == addresses.len()
-                && before.iter().all(|address| addresses.contains(address))
-        });
-        let change = match (same, self.failures) {
-            (false, _) => Change::Addresses,
-            (true, 0) => Change::None,
-            (true, _) => Change::Recovered,
-        };
-        // Servers rotate their answers; the order at hand stays, so that taking turns stays fair.
-        let kept = if same {
-            self.good.take().map(|good| good.0)
-        } else {
-            None
-        };
-        self.good = Some((kept.unwrap_or(addresses), now));
-        self.failures = 0;
-        self.next = now + ttl.clamp(self.bounds.min_ttl, self.bounds.max_ttl);
-        change
+        let same = self.good.len() == addresses.len()
+            && self.good.iter().all(|address| addresses.contains(address));
+        if !same {
+            self.good = addresses;
+        }
     }
 
-    /// No usable answer: the last good one stays.
-    pub fn failed(&mut self, now: Instant) -> Change {
-        let pause = FIRST_RETRY
-            .saturating_mul(1 << self.failures.min(5))
-            .min(LONGEST_RETRY);
+    /// Returns the pause until the next try.
+    fn not_good(&mut self, last: Last) -> Duration {
+        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(5));
         self.failures = self.failures.saturating_add(1);
-        self.next = now + pause.max(self.bounds.min_ttl.min(LONGEST_RETRY));
-        if self.failures == 1 {
-            Change::Failing
-        } else {
-            Change::None
-        }
-    }
-
-    /// The addresses to use now: the last good answer, as long as `stale_for` lets it serve.
-    #[must_use]
-    pub fn current(&self, now: Instant) -> &[IpAddr] {
-        match &self.good {
-            Some((addresses, since)) if self.failures == 0 || self.serves(*since, now) => addresses,
-            _ => &[],
-        }
-    }
-
-    fn serves(&self, since: Instant, now: Instant) -> bool {
-        self.bounds
-            .stale_for
-            .is_none_or(|stale_for| now.saturating_duration_since(since) < stale_for)
+        self.last = last;
+        pause.min(LONGEST_RETRY)
     }
 }
 
@@ -171,92 +242,136 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     fn ips(last: &[u8]) -> Vec<IpAddr> {
         last.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect()
     }
 
-    fn resolution(stale_for: Option<Duration>) -> (Resolution, Instant) {
+    fn v4(last: &[u8], ttl: Duration) -> Answer {
+        Answer::Addresses(ips(last), ttl)
+    }
+
+    fn resolution(stale_for: Option<Duration>, kinds: &[Kind]) -> (Resolution, Instant) {
         let now = Instant::now();
         let bounds = Bounds {
             min_ttl: S,
             max_ttl: 300 * S,
             stale_for,
         };
-        (Resolution::new(bounds, now), now)
+        (Resolution::new(bounds, kinds, now), now)
     }
 
     #[test]
     fn ttl_is_honoured_within_its_bounds() {
         for (ttl, waited) in [(0, 1), (1, 1), (5, 5), (86400, 300)] {
-            let (mut resolution, now) = resolution(None);
-            resolution.answered(now, ips(&[1]), ttl * S);
-            assert_eq!(resolution.next() - now, waited * S);
+            let (mut resolution, now) = resolution(None, &[Kind::V4]);
+            resolution.answered(now, Kind::V4, v4(&[1], ttl * S));
+            assert_eq!(resolution.next(), Some(now + waited * S));
         }
     }
 
     #[test]
-    fn the_last_good_answer_outlives_failures() {
-        let (mut resolution, now) = resolution(None);
-        resolution.answered(now, ips(&[1, 2]), S);
-        assert_eq!(resolution.failed(now + S), Change::Failing);
-        assert_eq!(resolution.failed(now + 2 * S), Change::None);
-        assert_eq!(resolution.current(now + 100_000 * S), ips(&[1, 2]));
-        assert_eq!(
-            resolution.answered(now + 3 * S, ips(&[1, 2]), S),
-            Change::Recovered
-        );
+    fn the_last_good_answer_outlives_failures_and_a_name_that_is_gone() {
+        for bad in [Answer::Failed, Answer::None] {
+            let (mut resolution, now) = resolution(None, &[Kind::V4]);
+            assert_eq!(resolution.standing(now), Standing::Unknown);
+            resolution.answered(now, Kind::V4, v4(&[1, 2], S));
+            assert_eq!(resolution.standing(now), Standing::Fresh);
+            resolution.answered(now, Kind::V4, bad);
+            assert_eq!(resolution.standing(now), Standing::Stale);
+            assert_eq!(resolution.current(now + 100_000 * S), ips(&[1, 2]));
+            resolution.answered(now, Kind::V4, v4(&[1, 2], S));
+            assert_eq!(resolution.standing(now), Standing::Fresh);
+        }
     }
 
     #[test]
     fn stale_for_ends_it_and_only_while_failing() {
-        let (mut resolution, now) = resolution(Some(10 * S));
-        resolution.answered(now, ips(&[1]), 60 * S);
+        let (mut resolution, now) = resolution(Some(10 * S), &[Kind::V4]);
+        resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
         assert_eq!(resolution.current(now + 59 * S), ips(&[1]));
-        resolution.failed(now + 60 * S);
-        assert!(resolution.current(now + 60 * S).is_empty());
+        resolution.answered(now + MINUTE, Kind::V4, Answer::Failed);
+        assert_eq!(resolution.standing(now + MINUTE), Standing::Nothing);
+    }
+
+    #[test]
+    fn one_family_failing_leaves_both_in_use() {
+        let both = [Kind::V4, Kind::V6];
+        let six = vec!["fd00::1".parse().unwrap()];
+        let (mut resolution, now) = resolution(None, &both);
+        resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
+        assert_eq!(
+            resolution.current(now),
+            ips(&[1]),
+            "without waiting for the other"
+        );
+        resolution.answered(now, Kind::V6, Answer::Addresses(six.clone(), MINUTE));
+        resolution.answered(now, Kind::V4, Answer::Failed);
+        assert_eq!(resolution.current(now), [ips(&[1]), six.clone()].concat());
+        assert_eq!(resolution.standing(now), Standing::Stale);
+        resolution.answered(now, Kind::V4, Answer::None);
+        assert_eq!(
+            resolution.current(now),
+            six,
+            "there is no such family any more"
+        );
+        assert_eq!(resolution.standing(now), Standing::Fresh);
+        resolution.answered(now, Kind::V6, Answer::None);
+        assert_eq!(
+            resolution.current(now),
+            [ips(&[1]), six].concat(),
+            "the name is gone"
+        );
+    }
+
+    #[test]
+    fn a_name_without_aaaa_is_fresh() {
+        let (mut resolution, now) = resolution(None, &[Kind::V4, Kind::V6]);
+        resolution.answered(now, Kind::V6, Answer::None);
+        assert_eq!(resolution.standing(now), Standing::Unknown);
+        resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
+        assert_eq!(resolution.standing(now), Standing::Fresh);
+        assert_eq!(resolution.due(now + 2 * S), [Kind::V6]);
     }
 
     #[test]
     fn a_new_order_is_no_change() {
-        let (mut resolution, now) = resolution(None);
-        assert_eq!(
-            resolution.answered(now, ips(&[1, 2, 1]), S),
-            Change::Addresses
-        );
-        assert_eq!(resolution.answered(now, ips(&[2, 1]), S), Change::None);
+        let (mut resolution, now) = resolution(None, &[Kind::V4]);
+        resolution.answered(now, Kind::V4, v4(&[1, 2, 1], S));
+        resolution.answered(now, Kind::V4, v4(&[2, 1], S));
         assert_eq!(resolution.current(now), ips(&[1, 2]));
-        assert_eq!(resolution.answered(now, ips(&[2, 3]), S), Change::Addresses);
+        resolution.answered(now, Kind::V4, v4(&[2, 3], S));
         assert_eq!(resolution.current(now), ips(&[2, 3]));
     }
 
     #[test]
     fn failures_are_retried_with_growing_pauses() {
-        let (mut resolution, now) = resolution(None);
-        let pauses = [1, 2, 4, 8, 16, 30, 30].map(|pause| pause * S);
-        for pause in pauses {
-            resolution.failed(now);
-            assert_eq!(resolution.next() - now, pause);
+        let (mut resolution, now) = resolution(None, &[Kind::V4]);
+        for pause in [1, 2, 4, 8, 16, 30, 30] {
+            resolution.answered(now, Kind::V4, Answer::Failed);
+            assert_eq!(resolution.next(), Some(now + pause * S));
         }
     }
 
     #[test]
     fn a_connect_error_brings_the_next_question_forward_once_a_second() {
-        let (mut resolution, now) = resolution(None);
-        resolution.asking(now);
-        resolution.answered(now, ips(&[1]), 60 * S);
+        let (mut resolution, now) = resolution(None, &[Kind::V4]);
+        assert_eq!(resolution.due(now), [Kind::V4]);
+        resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
         resolution.requested(now);
-        assert_eq!(resolution.next(), now + S);
+        assert_eq!(resolution.next(), Some(now + S));
         resolution.requested(now + 5 * S);
-        assert_eq!(resolution.next(), now + S);
+        assert_eq!(resolution.next(), Some(now + S));
     }
 
     #[test]
     fn a_flood_of_addresses_is_bounded() {
-        let (mut resolution, now) = resolution(None);
+        let (mut resolution, now) = resolution(None, &[Kind::V4]);
         let many = (0..4000_u32)
             .map(|n| IpAddr::from(n.to_be_bytes()))
             .collect();
-        resolution.answered(now, many, S);
+        resolution.answered(now, Kind::V4, Answer::Addresses(many, S));
         assert_eq!(resolution.current(now).len(), MOST_ADDRESSES);
     }
 

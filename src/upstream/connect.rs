@@ -4,9 +4,11 @@ use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::Upstream;
@@ -30,6 +32,7 @@ pub struct Dialer {
     /// Where the next session begins in the list.
     turn: Cell<usize>,
     failures: LogLimiter,
+    shortages: LogLimiter,
 }
 
 impl Dialer {
@@ -40,6 +43,7 @@ impl Dialer {
             upstream,
             turn: Cell::new(worker),
             failures: LogLimiter::default(),
+            shortages: LogLimiter::default(),
         }
     }
 
@@ -57,24 +61,44 @@ impl Dialer {
         self.turn.set(first.wrapping_add(1));
         for n in 0..addresses.len() {
             let address = addresses[first.wrapping_add(n) % addresses.len()];
-            let began = Instant::now();
-            let until = deadline.min(began + self.upstream.connect_timeout);
-            let error = match timeout_at(until, dial(address, limits)).await {
-                Ok(Ok(stream)) => {
-                    self.upstream
-                        .connect_seconds
-                        .observe(began.elapsed().as_secs_f64());
-                    return Ok((stream, address));
-                }
-                Ok(Err(error)) => error,
-                Err(_) => io::ErrorKind::TimedOut.into(),
-            };
-            self.failed(address, &error);
+            match self.try_address(address, limits, deadline).await {
+                Ok(stream) => return Ok((stream, address)),
+                Err(error) => self.failed(address, &error),
+            }
             if Instant::now() >= deadline {
                 break;
             }
         }
         Err(ConnectError::Failed)
+    }
+
+    /// One address, within its try. Where it is we who lack something, it is tried again until the deadline: another address would
+    /// fail as well, and sessions end all the time.
+    async fn try_address(
+        &self,
+        address: SocketAddr,
+        limits: &SessionLimits,
+        deadline: Instant,
+    ) -> io::Result<TcpStream> {
+        loop {
+            let began = Instant::now();
+            let until = deadline.min(began + self.upstream.connect_timeout);
+            match timeout_at(until, dial(address, limits)).await {
+                Ok(Ok(stream)) => {
+                    let took = began.elapsed().as_secs_f64();
+                    self.upstream.connect_seconds.observe(took);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) if is_ours(&error) && began + REST < deadline => {
+                    if let Some(suppressed) = self.shortages.allow(began.into_std()) {
+                        warn!(%error, suppressed, "no socket left for an upstream; waiting for one (descriptors: LimitNOFILE)");
+                    }
+                    sleep(REST).await;
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
     }
 
     /// The list as it is now; waits for the first look-up of a process that has just started.
@@ -103,6 +127,18 @@ impl Dialer {
             None => debug!(upstream, %address, %error, "cannot connect to the upstream"),
         }
     }
+}
+
+/// How long to wait when descriptors or memory have run out.
+const REST: Duration = Duration::from_millis(100);
+
+/// Whether an error is a shortage of this process or machine, not of the address.
+fn is_ours(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+    )
 }
 
 async fn dial(address: SocketAddr, limits: &SessionLimits) -> io::Result<TcpStream> {

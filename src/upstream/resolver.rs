@@ -1,25 +1,27 @@
 //! Keeps the addresses of every name fresh, on the control thread: one task per target.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::config::{
-    LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ServerOrderingStrategy,
+    NameServerConfig, ResolveHosts, ResolverConfig, ServerOrderingStrategy,
 };
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::ProtoError;
-use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, Resolver, TokioResolver};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::Upstream;
-use super::addresses::{Bounds, Change, Resolution, may_be_used};
-use crate::config::{self, Family};
+use super::addresses::{Answer, Bounds, Kind, Resolution, Standing, may_be_used};
+use crate::config;
 
 /// One server's time to answer one question.
 const TRY: Duration = Duration::from_secs(2);
@@ -45,15 +47,19 @@ pub enum ResolverError {
 #[derive(Debug, thiserror::Error)]
 enum LookupError {
     #[error("{0}")]
-    Answer(#[from] NetError),
+    Answer(NetError),
+    #[error("there is no such name")]
+    NoName,
+    #[error("the name has no address of this family")]
+    NoAddress,
     #[error("not a name: {0}")]
     Name(#[from] ProtoError),
     #[error("no answer within {} s", LOOKUP.as_secs())]
     Timeout,
-    #[error("the answer has no address")]
-    Empty,
     #[error("{0} is loopback, link-local, multicast or unspecified: see allow_addresses")]
     NotAllowed(IpAddr),
+    #[error("{0} is this relay's own listener: a loop")]
+    Loop(SocketAddr),
 }
 
 /// The resolver that `config` asks for.
@@ -82,11 +88,6 @@ pub fn resolver(config: &config::Resolver) -> Result<Arc<TokioResolver>, Resolve
     options.num_concurrent_reqs = 1;
     options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
     options.try_tcp_on_error = true;
-    options.ip_strategy = match config.family {
-        Family::Any => LookupIpStrategy::Ipv4AndIpv6,
-        Family::Ipv4 => LookupIpStrategy::Ipv4Only,
-        Family::Ipv6 => LookupIpStrategy::Ipv6Only,
-    };
     builder.build().map(Arc::new).map_err(ResolverError::Build)
 }
 
@@ -110,120 +111,256 @@ pub struct Named {
     pub name: Arc<str>,
     /// The port that goes with its addresses.
     pub port: u16,
+    /// Its upstream's settings.
+    pub settings: config::Upstream,
+    /// Addresses of the relay's own listeners: an answer that leads there would be a loop.
+    pub own: Arc<[SocketAddr]>,
+    /// Who is asked.
+    pub resolver: Arc<TokioResolver>,
+}
+
+/// What is known of a name, and what was last said of it.
+struct Known {
+    resolution: Resolution,
+    standing: Standing,
+    addresses: Vec<SocketAddr>,
+    errors: BTreeMap<&'static str, String>,
 }
 
 impl Named {
-    /// Keeps its addresses fresh, for ever.
-    pub async fn keep_fresh(
-        self,
-        settings: config::Upstream,
-        resolver: Arc<TokioResolver>,
-        family: Family,
-    ) {
-        let bounds = Bounds {
-            min_ttl: settings.min_ttl,
-            max_ttl: settings.max_ttl,
-            stale_for: settings.stale_for,
+    /// Keeps its addresses fresh, for ever. Each family of addresses is asked for by itself, and neither waits for the other.
+    pub async fn keep_fresh(self, family: config::Family) {
+        let kinds = match family {
+            config::Family::Any => &[Kind::V4, Kind::V6][..],
+            config::Family::Ipv4 => &[Kind::V4],
+            config::Family::Ipv6 => &[Kind::V6],
         };
-        let mut resolution = Resolution::new(bounds, Instant::now());
+        let bounds = Bounds {
+            min_ttl: self.settings.min_ttl,
+            max_ttl: self.settings.max_ttl,
+            stale_for: self.settings.stale_for,
+        };
+        let known = RefCell::new(Known {
+            resolution: Resolution::new(bounds, kinds, Instant::now()),
+            standing: Standing::Unknown,
+            addresses: Vec::new(),
+            errors: BTreeMap::new(),
+        });
         loop {
+            let next = known
+                .borrow()
+                .resolution
+                .next()
+                .unwrap_or_else(Instant::now);
             tokio::select! {
-                () = sleep_until(resolution.next()) => {}
+                () = sleep_until(next) => {}
                 () = self.upstream.refresh.notified() => {
-                    resolution.requested(Instant::now());
+                    known.borrow_mut().resolution.requested(Instant::now());
                     continue;
                 }
             }
-            resolution.asking(Instant::now());
-            let looked_up = look_up(&self.name, &resolver, family, &settings).await;
-            self.record(&mut resolution, looked_up);
+            let due = known.borrow_mut().resolution.due(Instant::now());
+            let asked = |kind: Kind| due.contains(&kind);
+            tokio::join!(
+                self.ask(Kind::V4, &known, asked(Kind::V4)),
+                self.ask(Kind::V6, &known, asked(Kind::V6)),
+            );
         }
     }
 
-    /// Books what a look-up brought; says so once per change of state.
+    async fn ask(&self, kind: Kind, known: &RefCell<Known>, due: bool) {
+        if due {
+            let looked_up = self.look_up(kind).await;
+            self.record(&mut known.borrow_mut(), kind, looked_up);
+        }
+    }
+
+    /// Books what a look-up brought; says so once per change.
     fn record(
         &self,
-        resolution: &mut Resolution,
+        known: &mut Known,
+        kind: Kind,
         looked_up: Result<(Vec<IpAddr>, Duration), LookupError>,
     ) {
         let now = Instant::now();
-        let failure = looked_up.as_ref().err().map(ToString::to_string);
-        let change = match looked_up {
-            Ok((addresses, ttl)) => resolution.answered(now, addresses, ttl),
-            Err(_) => resolution.failed(now),
-        };
-        let in_use = resolution
-            .current(now)
-            .iter()
-            .map(|ip| SocketAddr::new(*ip, self.port))
-            .collect::<Vec<_>>();
-        let (upstream, name) = (&*self.upstream.name, &*self.name);
-        match (change, &failure) {
-            (Change::Addresses, _) => {
-                info!(upstream, name, addresses = ?in_use, "addresses changed")
+        let family = family_name(kind);
+        let answer = match looked_up {
+            Ok((addresses, ttl)) => {
+                known.errors.remove(family);
+                Answer::Addresses(addresses, ttl)
             }
-            (Change::Recovered, _) => info!(upstream, name, "name resolves again"),
-            (Change::Failing, Some(error)) => {
-                warn!(upstream, name, error, addresses = ?in_use, "name does not resolve; the last good answer stays in use");
+            Err(error) => {
+                known.errors.insert(family, error.to_string());
+                match error {
+                    LookupError::NoName | LookupError::NoAddress => Answer::None,
+                    _ => Answer::Failed,
+                }
+            }
+        };
+        known.resolution.answered(now, kind, answer);
+        let addresses = known
+            .resolution
+            .current(now)
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, self.port));
+        let before = std::mem::replace(&mut known.addresses, addresses.collect());
+        let standing = std::mem::replace(&mut known.standing, known.resolution.standing(now));
+        let error = known
+            .errors
+            .iter()
+            .map(|(family, error)| format!("{family}: {error}"));
+        let error = error.collect::<Vec<_>>().join("; ");
+        let failing = matches!(known.standing, Standing::Stale | Standing::Nothing);
+        self.upstream.update(self.index, |state| {
+            state.addresses.clone_from(&known.addresses);
+            state.looked_up |= known.standing != Standing::Unknown;
+            state.next = known.resolution.next();
+            if known.standing == Standing::Fresh {
+                state.answered = Some(now);
+            }
+            state.failure = failing.then(|| error.clone());
+        });
+        let (upstream, name, addresses) = (&*self.upstream.name, &*self.name, &known.addresses);
+        match known.standing {
+            Standing::Nothing if standing != Standing::Nothing => {
+                warn!(
+                    upstream,
+                    name,
+                    error,
+                    "name does not resolve and no earlier answer serves: connections to it fail"
+                );
+            }
+            Standing::Stale if standing != Standing::Stale => {
+                warn!(
+                    upstream,
+                    name,
+                    error,
+                    ?addresses,
+                    "name does not resolve; the last good answer stays in use"
+                );
+            }
+            _ if before != *addresses => info!(upstream, name, ?addresses, "addresses changed"),
+            Standing::Fresh if matches!(standing, Standing::Stale | Standing::Nothing) => {
+                info!(upstream, name, "name resolves again");
             }
             _ => {}
         }
-        self.upstream.update(self.index, |state| {
-            state.addresses = in_use;
-            state.looked_up = true;
-            state.next = Some(resolution.next());
-            if failure.is_none() {
-                state.answered = Some(now);
-            }
-            state.failure = failure;
-        });
+    }
+
+    /// `/etc/hosts`, then DNS. The hosts file is the operator's word: its addresses are not filtered, but for a loop.
+    async fn look_up(&self, kind: Kind) -> Result<(Vec<IpAddr>, Duration), LookupError> {
+        let name = Name::from_utf8(&self.name)?;
+        let query = Query::query(name.clone(), record_type(kind));
+        let from_hosts = in_hosts_file(&query);
+        if !from_hosts.is_empty() {
+            return self.without_loops(from_hosts, self.settings.max_ttl);
+        }
+        let asked = timeout(LOOKUP, self.resolver.lookup(name, record_type(kind))).await;
+        let answer = asked.map_err(|_| LookupError::Timeout)?.map_err(why_not)?;
+        let ttl = answer
+            .valid_until()
+            .saturating_duration_since(std::time::Instant::now());
+        // The remaining time was rounded down by the time it took to get here.
+        let ttl = Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0));
+        let addresses = answer
+            .answers()
+            .iter()
+            .filter_map(|record| record.data.ip_addr());
+        let allowed = &self.settings.allow_addresses;
+        let (usable, refused): (Vec<_>, Vec<_>) =
+            addresses.partition(|ip| may_be_used(*ip, allowed));
+        match (usable.is_empty(), refused.first()) {
+            (false, _) => self.without_loops(usable, ttl),
+            (true, Some(refused)) => Err(LookupError::NotAllowed(*refused)),
+            (true, None) => Err(LookupError::NoAddress),
+        }
+    }
+
+    fn without_loops(
+        &self,
+        addresses: Vec<IpAddr>,
+        ttl: Duration,
+    ) -> Result<(Vec<IpAddr>, Duration), LookupError> {
+        let loops = |ip: &IpAddr| is_own(&self.own, SocketAddr::new(*ip, self.port));
+        let (own, usable): (Vec<_>, Vec<_>) = addresses.into_iter().partition(loops);
+        match (usable.is_empty(), own.first()) {
+            (true, Some(own)) => Err(LookupError::Loop(SocketAddr::new(*own, self.port))),
+            _ => Ok((usable, ttl)),
+        }
     }
 }
 
-/// `/etc/hosts`, then DNS. The hosts file is the operator's word: its addresses are not filtered.
-async fn look_up(
-    host: &str,
-    resolver: &TokioResolver,
-    family: Family,
-    settings: &config::Upstream,
-) -> Result<(Vec<IpAddr>, Duration), LookupError> {
-    let name = Name::from_utf8(host)?;
-    let from_hosts = in_hosts_file(&name, family);
-    if !from_hosts.is_empty() {
-        return Ok((from_hosts, settings.max_ttl));
-    }
-    let answer = timeout(LOOKUP, resolver.lookup_ip(name))
-        .await
-        .map_err(|_| LookupError::Timeout)??;
-    let ttl = answer
-        .valid_until()
-        .saturating_duration_since(std::time::Instant::now());
-    // The remaining time was rounded down by the time it took to get here.
-    let ttl = Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0));
-    let (usable, refused): (Vec<_>, Vec<_>) = answer
+/// Whether `address` leads to one of `listeners`: the same address, or any address of this machine where one listens on all.
+fn is_own(listeners: &[SocketAddr], address: SocketAddr) -> bool {
+    let mut same_port = listeners
         .iter()
-        .partition(|ip| may_be_used(*ip, &settings.allow_addresses));
-    match (usable.is_empty(), refused.first()) {
-        (false, _) => Ok((usable, ttl)),
-        (true, Some(refused)) => Err(LookupError::NotAllowed(*refused)),
-        (true, None) => Err(LookupError::Empty),
+        .filter(|listener| listener.port() == address.port());
+    same_port.any(|listener| {
+        listener.ip() == address.ip() || (listener.ip().is_unspecified() && is_local(address.ip()))
+    })
+}
+
+/// Only an address of this machine can be bound to.
+fn is_local(ip: IpAddr) -> bool {
+    std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
+fn why_not(error: NetError) -> LookupError {
+    match &error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+            ResponseCode::NXDomain => LookupError::NoName,
+            ResponseCode::NoError => LookupError::NoAddress,
+            _ => LookupError::Answer(error),
+        },
+        _ => LookupError::Answer(error),
+    }
+}
+
+fn record_type(kind: Kind) -> RecordType {
+    match kind {
+        Kind::V4 => RecordType::A,
+        Kind::V6 => RecordType::AAAA,
+    }
+}
+
+fn family_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::V4 => "IPv4",
+        Kind::V6 => "IPv6",
     }
 }
 
 /// Read anew for each look-up: a small file, and nobody restarts a relay for it.
-fn in_hosts_file(name: &Name, family: Family) -> Vec<IpAddr> {
+fn in_hosts_file(query: &Query) -> Vec<IpAddr> {
     let hosts = Hosts::from_system().unwrap_or_else(|error: io::Error| {
         warn!(%error, "cannot read /etc/hosts; asking DNS alone");
         Hosts::default()
     });
-    let types = match family {
-        Family::Any => &[RecordType::A, RecordType::AAAA][..],
-        Family::Ipv4 => &[RecordType::A],
-        Family::Ipv6 => &[RecordType::AAAA],
-    };
-    let lookups = types
+    let records = hosts
+        .lookup_static_host(query)
+        .map(|lookup| lookup.answers().to_vec());
+    records
+        .unwrap_or_default()
         .iter()
-        .filter_map(|kind| hosts.lookup_static_host(&Query::query(name.clone(), *kind)));
-    let records = lookups.flat_map(|lookup| lookup.answers().to_vec());
-    records.filter_map(|record| record.data.ip_addr()).collect()
+        .filter_map(|record| record.data.ip_addr())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_leads_back_here_is_a_loop() {
+        let own = ["0.0.0.0:8443", "10.0.0.1:9000"].map(|address| address.parse().unwrap());
+        for (address, looped) in [
+            ("127.0.0.1:8443", true),
+            ("127.0.0.1:9443", false),
+            ("192.0.2.1:8443", false),
+            ("10.0.0.1:9000", true),
+            ("10.0.0.2:9000", false),
+        ] {
+            assert_eq!(is_own(&own, address.parse().unwrap()), looped, "{address}");
+        }
+    }
 }
