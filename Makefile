@@ -1,5 +1,4 @@
 .PHONY: bench
-export NGINX HAPROXY
 
 bench: ## the relay beside nginx and HAProxy, in under 10 minutes; report in benches/out/
 	benches/peers.sh
