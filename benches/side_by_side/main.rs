@@ -33,7 +33,7 @@ use peers::{Running, Variant};
 use processor::Cores;
 
 /// Longest run: no more rounds are begun beyond it, and nothing is measured twice that would lead there.
-const BOUND: Duration = Duration::from_secs(540);
+const BOUND: Duration = Duration::from_secs(440);
 
 /// A relay that had to share its core moves more at a time, and some of its work is booked to others: beyond this part of the time a measurement
 /// is made again, so many times, and the calmest counts.

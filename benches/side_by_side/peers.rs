@@ -96,7 +96,7 @@ pub(crate) fn variants() -> Result<Vec<Variant>, String> {
 
 /// `$VARIABLE`, or the program where the system has it.
 fn peer(variable: &str, program: &str, packages: &str) -> Result<PathBuf, String> {
-    if let Some(path) = env::var_os(variable) {
+    if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
         return Ok(path.into());
     }
     // Debian puts both where an ordinary user's PATH does not lead.

@@ -115,11 +115,13 @@ pub(super) fn loops<'a>(
     })
 }
 
-/// Whether two sockets cannot both listen. Port 0 is another port each time.
+/// Whether two sockets cannot both listen. Port 0 is another port each time; a wildcard takes what is listened on alone, too.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port()
-        && a.port() != 0
-        && (a.ip() == b.ip() || (a.ip().is_unspecified() && b.ip().is_unspecified()))
+    let covers = |wildcard: SocketAddr, other: SocketAddr| {
+        wildcard.ip().is_unspecified() && (wildcard.is_ipv6() || other.is_ipv4())
+    };
+    let same = a.ip() == b.ip() || covers(a, b) || covers(b, a);
+    a.port() == b.port() && a.port() != 0 && same
 }
 
 /// Whether connecting to `target` surely ends at `bind`. Other addresses of this machine are found out when connecting.
@@ -142,6 +144,9 @@ mod tests {
     fn both_wildcards_take_the_same_port() {
         assert!(overlap(address("[::]:80"), address("0.0.0.0:80")));
         assert!(overlap(address("10.0.0.1:80"), address("10.0.0.1:80")));
+        assert!(overlap(address("0.0.0.0:80"), address("127.0.0.1:80")));
+        assert!(overlap(address("10.0.0.1:80"), address("[::]:80")));
+        assert!(!overlap(address("0.0.0.0:80"), address("[::1]:80")));
         assert!(!overlap(address("10.0.0.1:80"), address("10.0.0.2:80")));
         assert!(!overlap(address("0.0.0.0:80"), address("0.0.0.0:81")));
         assert!(
