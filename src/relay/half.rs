@@ -40,6 +40,8 @@ pub enum Next {
     Fill,
     /// Everything was passed on and the source is at its end: shut the sink down for writing.
     PassFin,
+    /// Read and throw away: the sink is lost, and a source that cannot send may not read what is still meant for it.
+    Discard,
     /// Nothing until an event.
     Wait,
     /// Nothing ever again.
@@ -120,6 +122,7 @@ impl Half {
             (_, _) => Some(Next::Flush),
         };
         match (self.sink, pending, self.source) {
+            (Sink::Lost, _, Source::Open) if self.readable => Next::Discard,
             (Sink::FinPassed | Sink::Lost, _, _) => Next::Done,
             (Sink::Open, Some(_), _) if !self.writable => Next::Wait,
             (Sink::Open, Some(next), _) => next,
@@ -309,6 +312,12 @@ impl Half {
         self.in_pipe + self.kept().len()
     }
 
+    /// Whether nothing more will reach the sink.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.sink == Sink::Lost || self.next() == Next::Done
+    }
+
     /// Whether the FIN was passed on.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -466,7 +475,10 @@ mod tests {
         let mut half = half();
         half.filled(10);
         half.sink_lost();
-        assert_eq!((half.next(), half.in_pipe()), (Next::Done, 0));
+        assert!(half.is_over() && half.in_pipe() == 0);
+        assert_eq!(half.next(), Next::Discard);
+        half.received(10, FULL_READ);
+        assert_eq!(half.next(), Next::Done, "until more comes");
     }
 
     #[test]

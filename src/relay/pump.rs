@@ -69,6 +69,7 @@ impl Pump<'_> {
                 Next::Wait | Next::Done => return Turn::Over,
                 Next::SendKept => self.send_kept(),
                 Next::Copy { limit } => self.copy(limit),
+                Next::Discard => self.discard(),
                 Next::Fill => self.fill(),
                 Next::Flush => self.flush(),
                 Next::PassFin => self.pass_fin(),
@@ -116,6 +117,14 @@ impl Pump<'_> {
             }
             Err(errno) => Err(Turn::SinkFailed(errno)),
         }
+    }
+
+    fn discard(&mut self) -> Result<(), Turn> {
+        match recv(self.source, &mut *self.buffer, RecvFlags::empty()) {
+            Ok((n, _)) => self.half.received(n, self.buffer.len()),
+            Err(errno) => return self.source_said(errno),
+        }
+        Ok(())
     }
 
     fn fill(&mut self) -> Result<(), Turn> {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use rustix::io::{Errno, ioctl_fionread};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::half::{Half, Next};
+use super::half::Half;
 use super::lifetime::{Lifetime, Phase};
 use super::timer::Millis;
 use crate::account::{CloseReason, Direction, Meter};
@@ -137,7 +137,7 @@ impl Session {
 
     /// Whether neither direction has anything left to do.
     pub(super) fn is_complete(&self) -> bool {
-        self.halves.iter().all(|half| half.next() == Next::Done)
+        self.halves.iter().all(Half::is_over)
     }
 
     /// Whether nothing is under way that we know of: nothing held here, nothing waiting to be read.
