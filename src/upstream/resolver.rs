@@ -250,10 +250,8 @@ impl Named {
     /// `/etc/hosts`, then DNS. The hosts file is the operator's word: its addresses are not filtered, but for a loop.
     async fn look_up(&self, kind: Kind) -> Result<(Vec<IpAddr>, Duration), LookupError> {
         let name = Name::from_utf8(&self.name)?;
-        let query = Query::query(name.clone(), record_type(kind));
-        let from_hosts = in_hosts_file(&query);
-        if !from_hosts.is_empty() {
-            return self.without_loops(from_hosts, self.settings.max_ttl);
+        if let Some(addresses) = in_hosts_file(&name, kind) {
+            return self.without_loops(addresses, self.settings.max_ttl);
         }
         let asked = timeout(LOOKUP, self.resolver.lookup(name, record_type(kind))).await;
         let answer = asked.map_err(|_| LookupError::Timeout)?.map_err(why_not)?;
@@ -284,8 +282,9 @@ impl Named {
         let loops = |ip: &IpAddr| is_own(&self.own, SocketAddr::new(*ip, self.port));
         let (own, usable): (Vec<_>, Vec<_>) = addresses.into_iter().partition(loops);
         match (usable.is_empty(), own.first()) {
+            (false, _) => Ok((usable, ttl)),
             (true, Some(own)) => Err(LookupError::Loop(SocketAddr::new(*own, self.port))),
-            _ => Ok((usable, ttl)),
+            (true, None) => Err(LookupError::NoAddress),
         }
     }
 }
@@ -330,20 +329,31 @@ fn family_name(kind: Kind) -> &'static str {
     }
 }
 
+/// What the hosts file says of a name; a name that is there in one family only has no address in the other, and DNS is not asked.
 /// Read anew for each look-up: a small file, and nobody restarts a relay for it.
-fn in_hosts_file(query: &Query) -> Vec<IpAddr> {
+fn in_hosts_file(name: &Name, kind: Kind) -> Option<Vec<IpAddr>> {
     let hosts = Hosts::from_system().unwrap_or_else(|error: io::Error| {
         warn!(%error, "cannot read /etc/hosts; asking DNS alone");
         Hosts::default()
     });
-    let records = hosts
-        .lookup_static_host(query)
-        .map(|lookup| lookup.answers().to_vec());
-    records
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|record| record.data.ip_addr())
-        .collect()
+    let find = |kind| hosts.lookup_static_host(&Query::query(name.clone(), record_type(kind)));
+    let of_kind = find(kind);
+    if of_kind.is_none()
+        && [Kind::V4, Kind::V6]
+            .into_iter()
+            .all(|kind| find(kind).is_none())
+    {
+        return None;
+    }
+    let records = of_kind
+        .map(|lookup| lookup.answers().to_vec())
+        .unwrap_or_default();
+    Some(
+        records
+            .iter()
+            .filter_map(|record| record.data.ip_addr())
+            .collect(),
+    )
 }
 
 #[cfg(test)]
