@@ -16,6 +16,7 @@ mod peers;
 mod pressure;
 mod random;
 mod raw_header;
+mod regression;
 mod t4;
 pub(crate) mod world;
 
@@ -30,6 +31,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         random::tests(),
         connect::tests(),
         t4::tests(),
+        regression::tests(),
     ]
     .into_iter()
     .flatten()
