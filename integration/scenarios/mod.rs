@@ -17,6 +17,7 @@ mod pressure;
 mod random;
 mod raw_header;
 mod regression;
+mod regression_bounds;
 mod t4;
 pub(crate) mod world;
 
@@ -32,6 +33,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         connect::tests(),
         t4::tests(),
         regression::tests(),
+        regression_bounds::tests(),
     ]
     .into_iter()
     .flatten()
