@@ -27,11 +27,11 @@ use crate::{
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         claim(
-            "transfer_is_reset_at_max_age_and_quiet_session_gets_fin",
+            "stuck_transfer_is_reset_at_max_age_and_quiet_session_gets_fin",
             cut_at_max_age,
         ),
         claim(
-            "transfer_is_reset_at_the_drains_end_and_quiet_session_gets_fin",
+            "stuck_transfer_is_reset_at_the_drains_end_and_quiet_session_gets_fin",
             cut_at_the_drains_end,
         ),
         claim(
@@ -66,7 +66,8 @@ fn narrow(name: &str) -> Hosts {
     hosts
 }
 
-/// One session in the middle of a transfer in each direction, and two on which nothing moves any more, are ended by `end`.
+/// One session in the middle of a transfer in each direction, with bytes before and in the relay, and two on which nothing moves any more,
+/// are ended by `end`.
 #[track_caller]
 fn cut(peers: &Peers, reason: &str, end: impl FnOnce()) {
     let transfers = Way::ALL.map(|way| {
