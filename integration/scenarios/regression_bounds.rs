@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 use super::{
     peers::{Peer, Peers, Way, in_mode},
     regression::complete,
-    world::{Hosts, World, listener, shipped_and, shipped_with},
+    world::{ENDPOINT, Hosts, World, connected, listener, shipped_and, shipped_with},
 };
 use crate::{
     claim,
@@ -33,6 +33,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         claim(
             "stuck_transfer_is_reset_at_the_drains_end_and_quiet_session_gets_fin",
             cut_at_the_drains_end,
+        ),
+        claim(
+            "flowing_transfer_is_reset_at_max_age",
+            flowing_transfer_cut_at_max_age,
         ),
         claim(
             "slow_reader_gets_what_was_sent_before_a_reset",
@@ -101,6 +105,27 @@ fn cut(peers: &Peers, reason: &str, end: impl FnOnce()) {
 fn cut_at_max_age() {
     let start = shipped_and("[session]\nmax_age = \"4s\"\n[drain]\nclose = \"fin\"");
     cut(&Peers::between(narrow("cut-age"), start), "max_age", || {});
+}
+
+/// A sender with pauses: at any one moment there may be nothing in the relay, and yet the stream is not complete. The pauses are what this is
+/// about.
+fn flowing_transfer_cut_at_max_age() {
+    let start = shipped_and("[session]\nmax_age = \"1s\"\n[drain]\nclose = \"fin\"");
+    let world = World::with("cut-flow", Manner::CheckedSink, start);
+    world.node.run(async {
+        let mut agent = connected(ENDPOINT).await.unwrap();
+        while agent.send(16_000).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    let books = world.origin.wait_over(1);
+    assert_eq!(
+        books.connections[0].end,
+        Some(Reset),
+        "a stream that was cut"
+    );
+    world.wait_closed("max_age", 1);
+    world.assert_at_rest();
 }
 
 fn cut_at_the_drains_end() {
