@@ -16,6 +16,8 @@ mod peers;
 mod pressure;
 mod random;
 mod raw_header;
+mod regression;
+mod regression_bounds;
 mod t4;
 pub(crate) mod world;
 
@@ -30,6 +32,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         random::tests(),
         connect::tests(),
         t4::tests(),
+        regression::tests(),
+        regression_bounds::tests(),
     ]
     .into_iter()
     .flatten()
