@@ -71,8 +71,9 @@ fn idle_timeout() {
 }
 
 fn max_age(close: &str) {
-    const AGE: Duration = Duration::from_secs(1);
-    let tables = format!("[session]\nmax_age = \"1s\"\n[drain]\nclose = \"{close}\"");
+    // Long enough that a session on which nothing moves any more is seen to be quiet.
+    const AGE: Duration = Duration::from_secs(3);
+    let tables = format!("[session]\nmax_age = \"3s\"\n[drain]\nclose = \"{close}\"");
     let peers = Peers::new("age", shipped_and(&tables));
     let began = Instant::now();
     let (mut client, mut server) = peers.open(20);

@@ -116,6 +116,7 @@ impl Engine {
 
     /// Ends every session: the drain's deadline has come.
     pub fn end_all(&mut self, reason: CloseReason) {
+        self.read_clock();
         let all: Vec<usize> = self.sessions.iter().map(|(index, _)| index).collect();
         for index in all {
             self.end(index, reason, self.farewell());
@@ -356,7 +357,9 @@ impl Engine {
             }
         }
         // A stream that is cut must not look complete; whatever the configuration says of its sessions in general.
-        if farewell == Farewell::Fin && (reason == CloseReason::Completed || session.is_quiet()) {
+        if farewell == Farewell::Fin
+            && (reason == CloseReason::Completed || session.is_quiet(self.now))
+        {
             session.sockets.iter().for_each(leg::close_in_order);
         }
         let [bytes_to_upstream, bytes_to_client] = session.bytes;

@@ -86,6 +86,11 @@ impl Lifetime {
         now.saturating_sub(self.began)
     }
 
+    /// Milliseconds since a byte or a FIN moved.
+    pub(super) fn silence(&self, now: Millis) -> Millis {
+        now.saturating_sub(self.moved)
+    }
+
     /// All that can be sent before a reset was given to the kernel, which has not delivered all of it.
     pub(super) fn await_delivery(&mut self, now: Millis) {
         self.delivery.get_or_insert(Delivery {

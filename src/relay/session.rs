@@ -16,6 +16,10 @@ use crate::spread::Load;
 use crate::sys::pipe::Pipe;
 use crate::sys::socket::unacknowledged;
 
+/// How long nothing must have moved before a session counts as between two messages and not within one: a few round trips over the
+/// longest way (327 ms), so that what paces itself by its answers is within.
+const QUIET: Millis = 1000;
+
 /// What the engine takes over once both sockets are connected. Both must be non-blocking and have no other descriptor.
 #[derive(Debug)]
 pub struct NewSession {
@@ -140,10 +144,12 @@ impl Session {
         self.halves.iter().all(Half::is_over)
     }
 
-    /// Whether nothing is under way that we know of: nothing held here, nothing waiting to be read.
-    pub(super) fn is_quiet(&self) -> bool {
+    /// Whether nothing is under way, as far as can be known: nothing held here, nothing waiting to be read, nothing moved for a while.
+    pub(super) fn is_quiet(&self, now: Millis) -> bool {
         let unread = |socket| ioctl_fionread(socket).unwrap_or(0) > 0;
-        self.halves.iter().all(|half| half.held() == 0) && !self.sockets.iter().any(unread)
+        self.lifetime.silence(now) >= QUIET
+            && self.halves.iter().all(|half| half.held() == 0)
+            && !self.sockets.iter().any(unread)
     }
 
     /// What it waits for.
