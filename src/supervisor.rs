@@ -69,6 +69,7 @@ async fn supervise(
     config: Arc<Config>,
     dropped_lines: DroppedLines,
 ) -> Result<(), SupervisorError> {
+    let mut signals = Signals::new()?; // from here on a signal is an orderly end
     raise_descriptor_limit(&config);
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
     let ports = Ports::bind(&config)?;
@@ -82,7 +83,6 @@ async fn supervise(
     let workers = config.workers.get();
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
     let (phase_sender, phase) = watch::channel(Phase::default());
-    let mut signals = Signals::new()?;
     let pipe_budget = Arc::new(Budget::of(user_quota()));
     let (spread, passed) = Spread::new(workers);
     let doors = doors.into_iter().zip(passed);
