@@ -49,7 +49,8 @@ bench: tools ## the relay beside nginx and HAProxy, in under 10 minutes; report 
 build: ## the binary, optimised: target/release/tollgate
 	$(CARGO) build --locked --release --bin tollgate
 
-install: build ## into $(DESTDIR)$(PREFIX), with unit, sysctl and example configuration
+install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, sysctl and example configuration
+	@test -x target/release/tollgate || { echo "make: nothing to install yet: make build" >&2; exit 1; }
 	install -Dm755 target/release/tollgate $(DESTDIR)$(PREFIX)/bin/tollgate
 	install -Dm644 systemd/tollgate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
 	install -Dm644 systemd/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf
