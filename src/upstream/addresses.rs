@@ -106,23 +106,36 @@ impl Resolution {
         Self { bounds, kinds }
     }
 
-    /// When to ask next.
+    /// When to ask next, for any family.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
         self.kinds.iter().map(|(_, family)| family.next).min()
     }
 
-    /// The families to ask for now.
-    pub fn due(&mut self, now: Instant) -> Vec<Kind> {
+    /// When to look at a family next: its question is due, or its last good answer stops serving.
+    #[must_use]
+    pub fn look(&self, kind: Kind, now: Instant) -> Option<Instant> {
+        let (_, family) = self.kinds.iter().find(|(k, _)| *k == kind)?;
+        let serves = matches!(family.last, Last::None | Last::Failed);
+        let expiry = self
+            .bounds
+            .stale_for
+            .filter(|_| serves)
+            .map(|bound| family.since + bound);
+        Some(
+            expiry
+                .filter(|expiry| *expiry > now)
+                .map_or(family.next, |expiry| expiry.min(family.next)),
+        )
+    }
+
+    /// Whether a family is to be asked for now; then it counts as asked.
+    pub fn ask(&mut self, kind: Kind, now: Instant) -> bool {
         let due = self
             .kinds
             .iter_mut()
-            .filter(|(_, family)| family.next <= now);
-        due.map(|(kind, family)| {
-            family.asked = Some(now);
-            *kind
-        })
-        .collect()
+            .find(|(k, family)| *k == kind && family.next <= now);
+        due.map(|(_, family)| family.asked = Some(now)).is_some()
     }
 
     /// Somebody could not connect: ask soon, though not more often than once a second.
@@ -291,8 +304,17 @@ mod tests {
         let (mut resolution, now) = resolution(Some(10 * S), &[Kind::V4]);
         resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
         assert_eq!(resolution.current(now + 59 * S), ips(&[1]));
-        resolution.answered(now + MINUTE, Kind::V4, Answer::Failed);
-        assert_eq!(resolution.standing(now + MINUTE), Standing::Nothing);
+        resolution.answered(now + 5 * S, Kind::V4, Answer::Failed);
+        resolution.answered(now + 6 * S, Kind::V4, Answer::Failed);
+        resolution.answered(now + 7 * S, Kind::V4, Answer::Failed);
+        assert_eq!(
+            resolution.look(Kind::V4, now + 7 * S),
+            Some(now + 10 * S),
+            "before the next question"
+        );
+        assert_eq!(resolution.standing(now + 9 * S), Standing::Stale);
+        assert_eq!(resolution.standing(now + 10 * S), Standing::Nothing);
+        assert_eq!(resolution.look(Kind::V4, now + 10 * S), Some(now + 11 * S));
     }
 
     #[test]
@@ -332,7 +354,7 @@ mod tests {
         assert_eq!(resolution.standing(now), Standing::Unknown);
         resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
         assert_eq!(resolution.standing(now), Standing::Fresh);
-        assert_eq!(resolution.due(now + 2 * S), [Kind::V6]);
+        assert!(resolution.ask(Kind::V6, now + 2 * S) && !resolution.ask(Kind::V4, now + 2 * S));
     }
 
     #[test]
@@ -357,7 +379,7 @@ mod tests {
     #[test]
     fn a_connect_error_brings_the_next_question_forward_once_a_second() {
         let (mut resolution, now) = resolution(None, &[Kind::V4]);
-        assert_eq!(resolution.due(now), [Kind::V4]);
+        assert!(resolution.ask(Kind::V4, now));
         resolution.answered(now, Kind::V4, v4(&[1], MINUTE));
         resolution.requested(now);
         assert_eq!(resolution.next(), Some(now + S));

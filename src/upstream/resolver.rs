@@ -127,6 +127,27 @@ struct Known {
     errors: BTreeMap<&'static str, String>,
 }
 
+impl Known {
+    /// Books what a look-up brought.
+    fn answered(&mut self, kind: Kind, looked_up: Result<(Vec<IpAddr>, Duration), LookupError>) {
+        let family = family_name(kind);
+        let answer = match looked_up {
+            Ok((addresses, ttl)) => {
+                self.errors.remove(family);
+                Answer::Addresses(addresses, ttl)
+            }
+            Err(error) => {
+                self.errors.insert(family, error.to_string());
+                match error {
+                    LookupError::NoName | LookupError::NoAddress => Answer::None,
+                    _ => Answer::Failed,
+                }
+            }
+        };
+        self.resolution.answered(Instant::now(), kind, answer);
+    }
+}
+
 impl Named {
     /// Keeps its addresses fresh, for ever. Each family of addresses is asked for by itself, and neither waits for the other.
     pub async fn keep_fresh(self, family: config::Family) {
@@ -146,58 +167,38 @@ impl Named {
             addresses: Vec::new(),
             errors: BTreeMap::new(),
         });
+        tokio::join!(self.keep(Kind::V4, &known), self.keep(Kind::V6, &known));
+    }
+
+    /// One family; returns at once where it is not wanted.
+    async fn keep(&self, kind: Kind, known: &RefCell<Known>) {
         loop {
-            let next = known
-                .borrow()
-                .resolution
-                .next()
-                .unwrap_or_else(Instant::now);
+            let look = known.borrow().resolution.look(kind, Instant::now());
+            let Some(look) = look else { return };
             tokio::select! {
-                () = sleep_until(next) => {}
+                () = sleep_until(look) => {}
                 () = self.upstream.refresh.notified() => {
                     known.borrow_mut().resolution.requested(Instant::now());
                     continue;
                 }
             }
-            let due = known.borrow_mut().resolution.due(Instant::now());
-            let asked = |kind: Kind| due.contains(&kind);
-            tokio::join!(
-                self.ask(Kind::V4, &known, asked(Kind::V4)),
-                self.ask(Kind::V6, &known, asked(Kind::V6)),
-            );
+            let due = known.borrow_mut().resolution.ask(kind, Instant::now());
+            let looked_up = if due {
+                Some(self.look_up(kind).await)
+            } else {
+                None
+            };
+            let mut known = known.borrow_mut();
+            if let Some(looked_up) = looked_up {
+                known.answered(kind, looked_up);
+            }
+            self.publish(&mut known);
         }
     }
 
-    async fn ask(&self, kind: Kind, known: &RefCell<Known>, due: bool) {
-        if due {
-            let looked_up = self.look_up(kind).await;
-            self.record(&mut known.borrow_mut(), kind, looked_up);
-        }
-    }
-
-    /// Books what a look-up brought; says so once per change.
-    fn record(
-        &self,
-        known: &mut Known,
-        kind: Kind,
-        looked_up: Result<(Vec<IpAddr>, Duration), LookupError>,
-    ) {
+    /// Shows workers and the admin side how the name stands now; says so once per change.
+    fn publish(&self, known: &mut Known) {
         let now = Instant::now();
-        let family = family_name(kind);
-        let answer = match looked_up {
-            Ok((addresses, ttl)) => {
-                known.errors.remove(family);
-                Answer::Addresses(addresses, ttl)
-            }
-            Err(error) => {
-                known.errors.insert(family, error.to_string());
-                match error {
-                    LookupError::NoName | LookupError::NoAddress => Answer::None,
-                    _ => Answer::Failed,
-                }
-            }
-        };
-        known.resolution.answered(now, kind, answer);
         let addresses = known
             .resolution
             .current(now)
@@ -291,17 +292,22 @@ impl Named {
 
 /// Whether `address` leads to one of `listeners`: the same address, or any address of this machine where one listens on all.
 fn is_own(listeners: &[SocketAddr], address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
     let mut same_port = listeners
         .iter()
         .filter(|listener| listener.port() == address.port());
     same_port.any(|listener| {
-        listener.ip() == address.ip() || (listener.ip().is_unspecified() && is_local(address.ip()))
+        let on = listener.ip().to_canonical();
+        on == ip || (on.is_unspecified() && is_local(ip))
     })
 }
 
-/// Only an address of this machine can be bound to.
+/// Only an address of this machine can be bound to. Where that cannot be found out it is taken for one: rather no answer than a loop.
 fn is_local(ip: IpAddr) -> bool {
-    std::net::UdpSocket::bind((ip, 0)).is_ok()
+    match std::net::UdpSocket::bind((ip, 0)) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
+    }
 }
 
 fn why_not(error: NetError) -> LookupError {
@@ -365,6 +371,8 @@ mod tests {
         let own = ["0.0.0.0:8443", "10.0.0.1:9000"].map(|address| address.parse().unwrap());
         for (address, looped) in [
             ("127.0.0.1:8443", true),
+            ("[::ffff:127.0.0.1]:8443", true),
+            ("[::ffff:10.0.0.1]:9000", true),
             ("127.0.0.1:9443", false),
             ("192.0.2.1:8443", false),
             ("10.0.0.1:9000", true),
