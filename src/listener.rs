@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -86,12 +86,19 @@ pub async fn accept_loop(
     stop: CancellationToken,
 ) {
     loop {
+        let descriptors = tokio::select! {
+            descriptors = reserve(&entrance) => descriptors,
+            () = stop.cancelled() => break,
+        };
+        let Some(descriptors) = descriptors else {
+            return;
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((client, peer)) => take(client, peer, &entrance, &sessions),
+            Ok((client, peer)) => take(client, peer, descriptors, &entrance, &sessions),
             Err(error) => {
                 if let Some(rest) = accept_failed(&error, &entrance) {
                     sleep(rest).await;
@@ -102,12 +109,35 @@ pub async fn accept_loop(
     let Ok(listener) = listener.into_std() else {
         return;
     };
-    while let Ok((client, peer)) = listener.accept() {
+    while let Ok(descriptors) = entrance.descriptors.clone().try_acquire_owned()
+        && let Ok((client, peer)) = listener.accept()
+    {
         let nonblocking = client.set_nonblocking(true);
         if let Ok(client) = nonblocking.and_then(|()| TcpStream::from_std(client)) {
-            take(client, peer, &entrance, &sessions);
+            take(client, peer, descriptors, &entrance, &sessions);
         }
     }
+}
+
+/// Waits until there are descriptors for both legs of another connection: who is accepted without one for the other leg would hold
+/// the first in vain, and whoever waits in the kernel's queue loses nothing.
+async fn reserve(entrance: &Entrance) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = entrance.descriptors.clone().try_acquire_owned() {
+        return Some(permit);
+    }
+    if entrance.running.get() {
+        entrance.shard().accept_errors[AcceptError::Resources as usize].add(1);
+        if let Some(suppressed) = entrance.accept_log.allow(Instant::now().into_std()) {
+            let listener = &*entrance.settings.name;
+            warn!(
+                listener,
+                suppressed,
+                "cannot accept: all descriptors are in use; waiting for some (LimitNOFILE)"
+            );
+        }
+    }
+    entrance.running.set(true); // the first wait is for the process to be ready
+    entrance.descriptors.clone().acquire_owned().await.ok()
 }
 
 /// Takes what other workers pass on, until `stop`, then what is still on its way.
@@ -129,26 +159,33 @@ pub async fn receive_loop(
             client,
             peer,
             listener,
+            descriptors,
         }) = next
         else {
             return;
         };
         // Fails only when no memory is left for it: the connection is closed.
         if let Ok(client) = TcpStream::from_std(client) {
-            admit(client, peer, &entrances[listener], &sessions);
+            admit(client, peer, descriptors, &entrances[listener], &sessions);
         }
     }
 }
 
 /// What is decided before a byte is read: whether the peer may speak to us, and which worker has the connection.
-fn take(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
+fn take(
+    client: TcpStream,
+    peer: SocketAddr,
+    descriptors: OwnedSemaphorePermit,
+    entrance: &Rc<Entrance>,
+    sessions: &TaskTracker,
+) {
     let peer = leg::canonical(peer);
     if !entrance.settings.trusted_peers.contains(peer.ip()) {
         return entrance.refuse_header(client, peer, HeaderError::Untrusted);
     }
     let keeper = entrance.spread.keeper(entrance.worker);
     if keeper == entrance.worker {
-        return admit(client, peer, entrance, sessions);
+        return admit(client, peer, descriptors, entrance, sessions);
     }
     let Ok(client) = client.into_std() else {
         return;
@@ -158,16 +195,23 @@ fn take(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: 
         client,
         peer,
         listener,
+        descriptors,
     };
-    if let Err(Passed { client, peer, .. }) = entrance.spread.pass(keeper, passed)
-        && let Ok(client) = TcpStream::from_std(client)
+    if let Err(passed) = entrance.spread.pass(keeper, passed)
+        && let Ok(client) = TcpStream::from_std(passed.client)
     {
-        admit(client, peer, entrance, sessions);
+        admit(client, peer, passed.descriptors, entrance, sessions);
     }
 }
 
 /// Whether there is room to wait for its header; then the connection is on its way.
-fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions: &TaskTracker) {
+fn admit(
+    client: TcpStream,
+    peer: SocketAddr,
+    descriptors: OwnedSemaphorePermit,
+    entrance: &Rc<Entrance>,
+    sessions: &TaskTracker,
+) {
     let Some(ticket) = entrance.waiting.enter() else {
         return entrance.refuse(client, peer, Refusal::Pending);
     };
@@ -178,7 +222,7 @@ fn admit(client: TcpStream, peer: SocketAddr, entrance: &Rc<Entrance>, sessions:
         read: Vec::new(),
         deadline,
     };
-    let load = entrance.spread.load(entrance.worker);
+    let load = entrance.spread.load(entrance.worker, descriptors);
     sessions.spawn_local(session::serve(entrance.clone(), pending, ticket, load));
 }
 

@@ -3,7 +3,7 @@
 //! [`serve`] reads from top to bottom what a connection meets: a header, an account, an address, the relay. Whatever ends it
 //! before the relay ends it here, with one reason; [`crate::relay::engine`] does so afterwards.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -55,6 +55,10 @@ pub struct Entrance {
     pub spread: Arc<Spread>,
     /// `max_sessions`, shared with the other workers.
     pub places: Arc<Semaphore>,
+    /// Room for connections of the whole process: two descriptors each.
+    pub descriptors: Arc<Semaphore>,
+    /// The process is ready and connections are taken.
+    pub running: Cell<bool>,
     /// How far the process is on its way out.
     pub phase: watch::Receiver<Phase>,
     /// The drain's deadline has come.

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// A worker keeps a new connection unless it has this many more than another...
 const CLEARLY_MORE: usize = 8;
@@ -27,6 +27,8 @@ pub struct Passed {
     pub peer: SocketAddr,
     /// Index of the listener it came through.
     pub listener: usize,
+    /// Its two descriptors.
+    pub descriptors: OwnedSemaphorePermit,
 }
 
 /// What the workers know of each other.
@@ -42,9 +44,10 @@ struct Neighbour {
     passed: mpsc::Sender<Passed>,
 }
 
-/// A connection's part in the load of the worker that has it; ends with the connection.
+/// A connection's part in the load of the process and of the worker that has it; ends with the connection.
 #[derive(Debug)]
 pub struct Load {
+    _descriptors: OwnedSemaphorePermit,
     spread: Arc<Spread>,
     worker: usize,
 }
@@ -88,9 +91,10 @@ impl Spread {
 
     /// Counts a connection to `worker`.
     #[must_use]
-    pub fn load(self: &Arc<Self>, worker: usize) -> Load {
+    pub fn load(self: &Arc<Self>, worker: usize, descriptors: OwnedSemaphorePermit) -> Load {
         self.workers[worker].open.fetch_add(1, Ordering::Relaxed);
         Load {
+            _descriptors: descriptors,
             spread: self.clone(),
             worker,
         }
@@ -116,6 +120,11 @@ fn keeper(open: impl Iterator<Item = usize> + Clone, me: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn permit() -> OwnedSemaphorePermit {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        places.try_acquire_owned().unwrap()
+    }
 
     fn keeper_of(open: &[usize], me: usize) -> usize {
         keeper(open.iter().copied(), me)
@@ -143,7 +152,7 @@ mod tests {
     #[test]
     fn a_load_ends_with_its_connection() {
         let (spread, _receivers) = Spread::new(2);
-        let loads: Vec<Load> = (0..10).map(|_| spread.load(0)).collect();
+        let loads: Vec<Load> = (0..10).map(|_| spread.load(0, permit())).collect();
         assert_eq!(
             (spread.open(0), spread.keeper(0), spread.keeper(1)),
             (10, 1, 1)
@@ -160,6 +169,7 @@ mod tests {
             client: TcpStream::connect(listener.local_addr().unwrap()).unwrap(),
             peer: "10.0.0.1:1".parse().unwrap(),
             listener: 0,
+            descriptors: permit(),
         };
         assert!(spread.pass(1, passed()).is_ok());
         drop(receivers);

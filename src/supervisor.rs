@@ -70,11 +70,11 @@ async fn supervise(
     dropped_lines: DroppedLines,
 ) -> Result<(), SupervisorError> {
     let mut signals = Signals::new()?; // from here on a signal is an orderly end
-    raise_descriptor_limit(&config);
+    let open_files = raise_descriptor_limit();
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
     let ports = Ports::bind(&config)?;
     let upstreams = start_upstreams(&config)?;
-    let (rooms, doors) = open_doors(&config)?;
+    let (mut rooms, doors) = open_doors(&config)?;
     let names = config
         .listeners
         .iter()
@@ -83,6 +83,7 @@ async fn supervise(
     let workers = config.workers.get();
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
     let (phase_sender, phase) = watch::channel(Phase::default());
+    let descriptors = Arc::new(Semaphore::new(0)); // none before we are ready
     let pipe_budget = Arc::new(Budget::of(user_quota()));
     let (spread, passed) = Spread::new(workers);
     let doors = doors.into_iter().zip(passed);
@@ -94,10 +95,16 @@ async fn supervise(
         doors,
         pipe_budget: pipe_budget.clone(),
         spread: spread.clone(),
+        descriptors: descriptors.clone(),
         passed,
         phase: phase.clone(),
     })?;
     all_started(&mut workers_said, workers).await?;
+    let fit = connections_that_fit(open_files, &config);
+    rooms
+        .iter_mut()
+        .for_each(|room| room.keep_half_for_sessions(fit));
+    descriptors.add_permits(fit);
     ports.serve(View {
         books: books.clone(),
         upstreams: upstreams.clone(),
@@ -196,29 +203,41 @@ fn bind_error(address: SocketAddr, what: String, error: io::Error) -> Supervisor
     }
 }
 
-/// Takes the descriptors that may be taken, and says so when they do not suffice: two per session.
-fn raise_descriptor_limit(config: &Config) {
+/// Takes the descriptors that may be taken, and says how many that are; `None`: without bound.
+fn raise_descriptor_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    let current = match setrlimit(Resource::Nofile, raised) {
+    match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
+    }
+}
+
+/// Connections that there are descriptors for, two each, beside what is open now and some for pipes, names, admin and health.
+fn connections_that_fit(open_files: Option<u64>, config: &Config) -> usize {
+    let Some(open_files) = open_files else {
+        return Semaphore::MAX_PERMITS;
     };
-    let sessions: u64 = config
+    let open_now = std::fs::read_dir("/proc/self/fd").map_or(64, |files| files.count() as u64);
+    let kept_free = 16 + (open_files / 16).min(1024);
+    let fit = (open_files.saturating_sub(open_now + kept_free) / 2).max(1);
+    let allowed: u64 = config
         .listeners
         .iter()
         .map(|listener| listener.max_sessions as u64)
         .sum();
-    if let Some(open_files) = current.filter(|current| *current < 2 * sessions) {
+    if fit < allowed {
         info!(
             open_files,
-            "descriptors for about {} sessions, max_sessions allows {sessions}: raise LimitNOFILE if that many may come",
-            open_files / 2
+            "descriptors for {fit} connections, max_sessions allows {allowed}: raise LimitNOFILE if that many may come"
         );
     }
+    usize::try_from(fit)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS)
 }
 
 /// Every upstream, and a task for each name in it. Without a name there is no resolver, and nothing to be set up for one.

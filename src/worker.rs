@@ -1,6 +1,6 @@
 //! A data worker: one thread, one single-threaded runtime, its own share of every listener, its own engine.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::rc::Rc;
@@ -42,6 +42,8 @@ pub struct Worker {
     pub pipe_budget: Arc<Budget>,
     /// How many connections each worker has.
     pub spread: Arc<Spread>,
+    /// Room for connections of the whole process: two descriptors each.
+    pub descriptors: Arc<Semaphore>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
     /// How far the process is on its way out.
@@ -166,6 +168,8 @@ impl Worker {
             engine: engine.clone(),
             waiting: Rc::new(WaitingRoom::new(door.pending.clone())),
             spread: self.spread.clone(),
+            descriptors: self.descriptors.clone(),
+            running: Cell::new(false),
             places: door.sessions.clone(),
             phase: self.phase.clone(),
             over: over.clone(),

@@ -6,13 +6,14 @@ use libtest_mimic::Trial;
 
 use super::{
     peers::{Peer, Peers, Way, in_mode},
-    world::{Hosts, listener, shipped, shipped_and},
+    world::{ENDPOINT, Hosts, World, listener, privatelink_header, shipped, shipped_and},
 };
 use crate::{
     claim,
     harness::{
         agent::Agent,
-        relay::Start,
+        origin::Manner,
+        relay::{Start, http_get},
         stream::End::{Fin, Reset},
     },
 };
@@ -39,6 +40,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         claim(
             "without_descriptors_traffic_is_copied_and_accepting_recovers",
             descriptors_run_out,
+        ),
+        claim(
+            "few_descriptors_serve_a_crowd_in_turn",
+            few_descriptors_serve_a_crowd_in_turn,
         ),
     ]
 }
@@ -164,14 +169,56 @@ fn pipes_cut_by_a_timeout() {
     peers.assert_at_rest();
 }
 
-/// S14.
+/// Everybody is served in turn, and health checks are answered meanwhile.
+fn few_descriptors_serve_a_crowd_in_turn() {
+    const CROWD: u64 = 60;
+    let start = shipped()
+        .replace("[health]", "workers = 1\n[health]")
+        .through(&["prlimit", "--nofile=80:80"]);
+    let world = World::with("few-fds", Manner::Echo, start);
+    let crowd = world.node.run(async {
+        let mut crowd = Vec::new();
+        for _ in 0..CROWD {
+            let mut agent = Agent::connect(listener()).await.unwrap();
+            agent
+                .preface(&[&privatelink_header(ENDPOINT)])
+                .await
+                .unwrap();
+            crowd.push(agent);
+        }
+        crowd
+    });
+    world.relay.wait_log("cannot accept");
+    let health = http_get("10.20.0.2:9901".parse().unwrap(), "/readyz".to_owned());
+    assert_eq!(world.node.run(health).unwrap().0, 200);
+    world.node.run(async move {
+        for mut agent in crowd {
+            agent.exchange(1000).await.unwrap();
+            agent.finish().unwrap();
+            assert_eq!(agent.expect_to_end(0).await.unwrap(), Fin);
+        }
+    });
+    world.wait_closed("completed", CROWD);
+    world.assert_at_rest();
+}
+
+/// Sets the soft limit of a running relay's descriptors.
+fn limit_descriptors(peers: &Peers, soft: &str) {
+    let (id, limit) = (peers.relay.id().to_string(), format!("--nofile={soft}:"));
+    let status = std::process::Command::new("prlimit")
+        .args(["--pid", &id, &limit])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// S14. The limit is taken away from under a relay that runs: one that starts with few never accepts more than fit.
 fn descriptors_run_out() {
     const CROWD: u64 = 80;
     const BYTES: u64 = 1_000_000;
-    let start = in_mode("splice").through(&["prlimit", "--nofile=64:64"]);
-    let peers = Peers::new("nofile", start);
+    let peers = Peers::new("nofile", in_mode("splice"));
     // Without payload, so that it has no pipe when the last descriptor goes.
     let (mut client, mut server) = peers.open(10);
+    limit_descriptors(&peers, &peers.relay.fd_count().to_string());
     let crowd = peers.hosts.node.run(async {
         let mut crowd = Vec::new();
         for _ in 0..CROWD {
@@ -189,6 +236,7 @@ fn descriptors_run_out() {
         scope.spawn(|| server.send(BYTES));
         client.expect(BYTES);
     });
+    limit_descriptors(&peers, "1024");
     peers.hosts.node.call(move || drop(crowd));
     let metric = |name, labels: &[_]| peers.relay.metric(name, labels);
     peers

@@ -78,7 +78,7 @@ counted_by! {
     AcceptError {
         /// The connection was gone before it was taken; the next one is unharmed.
         Connection = "connection",
-        /// No descriptor or memory left: accepting pauses and goes on.
+        /// No descriptors for another connection, or no memory: accepting waits and goes on.
         Resources = "resources",
         /// Anything else: the same pause.
         Other = "other",

@@ -70,6 +70,15 @@ pub struct Room {
     pub sessions: Arc<Semaphore>,
 }
 
+impl Room {
+    /// Where only `fit` connections fit into the process, those that say nothing may have half of them. Before anything is accepted.
+    pub fn keep_half_for_sessions(&mut self, fit: usize) {
+        let allowed = self.max_pending.min((fit / 2).max(1));
+        self.pending.forget_permits(self.max_pending - allowed);
+        self.max_pending = allowed;
+    }
+}
+
 /// Serves the admin port, for ever.
 pub async fn serve(listener: TcpListener, view: Arc<View>) {
     serve_each(listener, move |stream, _peer| {
