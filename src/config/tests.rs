@@ -385,7 +385,7 @@ fn an_address_is_listened_on_once() {
     let (keys, said) = refused(&format!("{SMALL}{again}"));
     assert_eq!(keys, ["listener.bind"]);
     assert!(
-        said.contains("[::] takes IPv4") && said.contains("already taken here"),
+        said.contains("[::] every address") && said.contains("already taken here"),
         "{said}"
     );
     let (keys, said) = refused(&with("bind", "\"127.0.0.1:9900\""));

@@ -70,10 +70,10 @@ pub(super) fn duplicate_binds(binds: &[Placed<SocketAddr>]) -> impl Iterator<Ite
             )
         } else {
             let problem = format!(
-                "{} is listened on already by {}: [::] takes IPv4 connections too",
+                "{} is listened on already by {}: 0.0.0.0 takes every IPv4 address, [::] every address",
                 later.value, earlier.value
             );
-            (problem, "keep [::] alone for both families")
+            (problem, "keep the wildcard alone, or give one of them another port")
         };
         let back = format!("already taken here by {}", earlier.key);
         Some(clash(
