@@ -28,6 +28,9 @@ const BACKLOG: i32 = 4096;
 /// How long accepting rests when descriptors or memory have run out: long enough not to spin, short enough not to be noticed.
 const REST: Duration = Duration::from_millis(100);
 
+/// How long accepting waits when the next connection takes another's place: whoever has sent its header already is heard first.
+const TURN: Duration = Duration::from_millis(1);
+
 /// Whether `address` is free, and which port it is where the kernel chooses (port 0). SO_REUSEPORT lets any process of the same
 /// user join an address, and a second relay on it would take half the connections unseen: so it is bound once without, and
 /// not listened on, because a connection in that queue would be lost.
@@ -98,7 +101,12 @@ pub async fn accept_loop(
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((client, peer)) => take(client, peer, descriptors, &entrance, &sessions),
+            Ok((client, peer)) => {
+                take(client, peer, descriptors, &entrance, &sessions);
+                if entrance.waiting.is_full() {
+                    sleep(TURN).await;
+                }
+            }
             Err(error) => {
                 if let Some(rest) = accept_failed(&error, &entrance) {
                     sleep(rest).await;

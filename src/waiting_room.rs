@@ -77,6 +77,12 @@ impl WaitingRoom {
         self.silent.borrow().len() + self.begun.borrow().len()
     }
 
+    /// Whether the next to enter takes the place of another.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.places.available_permits() == 0
+    }
+
     /// Whether nobody waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
