@@ -131,6 +131,7 @@ pub async fn accept_loop(
 /// the first in vain, and whoever waits in the kernel's queue loses nothing.
 async fn reserve(entrance: &Entrance) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = entrance.descriptors.clone().try_acquire_owned() {
+        entrance.running.set(true);
         return Some(permit);
     }
     if entrance.running.get() {
