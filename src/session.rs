@@ -24,7 +24,7 @@ use crate::leg;
 use crate::proxy_protocol::decode::Rules;
 use crate::proxy_protocol::header::{Command, DIRECT, HeaderError};
 use crate::proxy_protocol::read::{NoHeader, Pending, Received, read_header};
-use crate::relay::engine::{Engine, NewSession, Parties, Place};
+use crate::relay::engine::{Intake, NewSession, Parties, Place};
 use crate::spread::{Load, Spread};
 use crate::telemetry::LogLimiter;
 use crate::upstream::connect::{ConnectError, Dialer};
@@ -40,15 +40,15 @@ pub struct Entrance {
     /// The worker's index.
     pub worker: usize,
     /// The bounds of its sessions.
-    pub limits: Rc<SessionLimits>,
+    pub limits: Arc<SessionLimits>,
     /// Name of its upstream.
     pub upstream: Arc<str>,
     /// The way there.
     pub dialer: Rc<Dialer>,
     /// The books of the process.
     pub books: Arc<Books>,
-    /// The worker's engine.
-    pub engine: Rc<RefCell<Engine>>,
+    /// The way into the worker's engine.
+    pub engine: Rc<Intake>,
     /// Connections without a whole header.
     pub waiting: Rc<WaitingRoom>,
     /// How many connections each worker has.
@@ -210,7 +210,7 @@ fn relay(
     let (Ok(client), Ok(upstream)) = (client.into_std(), upstream.into_std()) else {
         return meter.close(CloseReason::Error);
     };
-    entrance.engine.borrow_mut().add(NewSession {
+    entrance.engine.relay(NewSession {
         client_socket: OwnedFd::from(client),
         upstream_socket: OwnedFd::from(upstream),
         first,

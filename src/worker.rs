@@ -1,22 +1,27 @@
-//! A data worker: one thread, one single-threaded runtime, its own share of every listener, its own engine.
+//! A data worker: its own share of every listener, and two threads. One has a single-threaded runtime and takes a connection from accept
+//! to connect; the other is the engine, which relays. The kernel shares a core between them, so neither has to yield to the other.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::oneshot::error::RecvError;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::account::{Books, CloseReason};
 use crate::config::Config;
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
-use crate::relay::engine::{self, Engine};
+use crate::relay::engine::{Engine, Intake};
 use crate::relay::pipes::Budget;
 use crate::session::Entrance;
 use crate::spread::{Passed, Spread};
@@ -64,13 +69,19 @@ pub struct Door {
 /// Why a worker ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// No runtime or no epoll instance: descriptors, memory.
+    /// No runtime, no thread or no epoll instance: descriptors, memory.
     #[error("a worker cannot start: {0}")]
     Start(#[from] io::Error),
-    /// A fault of ours.
+    /// The engine's wait failed.
     #[error("a worker's engine ended: {0}")]
-    Engine(tokio::task::JoinError),
+    Engine(io::Error),
+    /// A fault of ours.
+    #[error("a worker's engine panicked; the message is above")]
+    EnginePanicked,
 }
+
+/// How the engine's thread ended; nothing when it panicked.
+type EngineEnd = oneshot::Receiver<io::Result<()>>;
 
 impl Worker {
     /// Serves until the phase is [`Phase::Over`], or [`Phase::Finishing`] and nothing is open any more. Calls `started` once it
@@ -79,6 +90,9 @@ impl Worker {
     /// # Errors
     /// See [`WorkerError`].
     pub fn run(self, started: impl FnOnce()) -> Result<(), WorkerError> {
+        if self.config.relay.pin {
+            pin_to_core(self.index);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -86,19 +100,13 @@ impl Worker {
     }
 
     async fn serve(mut self, started: impl FnOnce()) -> Result<(), WorkerError> {
-        let engine = Engine::new(
-            self.books.clone(),
-            self.index,
-            self.config.relay_mode,
-            self.config.drain.close,
-            self.pipe_budget.clone(),
-        )?;
-        let engine = Rc::new(RefCell::new(engine));
+        let (intake, mut engine_end) = self.start_engine()?;
+        let intake = Rc::new(intake);
         let (stop, over) = (CancellationToken::new(), CancellationToken::new());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &engine, &over);
+            let entrance = self.entrance(index, &door, &intake, &over);
             entrances.push(entrance.clone());
             for socket in door.sockets {
                 let listener = TcpListener::from_std(socket)?;
@@ -116,12 +124,10 @@ impl Worker {
             sessions.clone(),
             stop.clone(),
         ));
-        let idle = Rc::new(Notify::new());
-        let mut driver = tokio::task::spawn_local(engine::run(engine.clone(), idle.clone()));
         started();
         let mut phase = self.phase.clone();
         tokio::select! {
-            failed = &mut driver => return failed.map_err(WorkerError::Engine),
+            end = &mut engine_end => return early(end),
             _ = phase.wait_for(|phase| *phase >= Phase::Finishing) => {}
         }
         stop.cancel();
@@ -130,27 +136,40 @@ impl Worker {
         sessions.close();
         let done = async {
             sessions.wait().await;
-            while engine.borrow().sessions() > 0 {
-                idle.notified().await;
-            }
+            intake.emptied().await;
         };
         tokio::select! {
-            failed = &mut driver => return failed.map_err(WorkerError::Engine),
+            end = &mut engine_end => return early(end),
             () = done => {}
             _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
         }
         over.cancel(); // whatever is not relaying yet ends itself
         sessions.wait().await;
-        engine.borrow_mut().end_all(CloseReason::Drained);
-        driver.abort();
-        Ok(())
+        intake.end(CloseReason::Drained);
+        early(engine_end.await)
+    }
+
+    /// Starts the engine's thread, on the same core where that is asked for.
+    fn start_engine(&self) -> io::Result<(Intake, EngineEnd)> {
+        let (engine, intake) = Engine::new(
+            self.books.clone(),
+            self.index,
+            self.config.relay,
+            self.config.drain.close,
+            self.pipe_budget.clone(),
+        )?;
+        let (ended, engine_end) = oneshot::channel();
+        thread::Builder::new()
+            .name(format!("relay-{}", self.index)) // inherits the affinity
+            .spawn(move || drop(ended.send(engine.run())))?;
+        Ok((intake, engine_end))
     }
 
     fn entrance(
         &self,
         index: usize,
         door: &Door,
-        engine: &Rc<RefCell<Engine>>,
+        engine: &Rc<Intake>,
         over: &CancellationToken,
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
@@ -161,7 +180,7 @@ impl Worker {
         Rc::new(Entrance {
             index,
             worker: self.index,
-            limits: Rc::new(limits),
+            limits: Arc::new(limits),
             upstream: upstream.name.clone(),
             dialer: Rc::new(Dialer::new(upstream.clone(), self.index)),
             books: self.books.clone(),
@@ -178,5 +197,26 @@ impl Worker {
             accept_log: LogLimiter::default(),
             settings,
         })
+    }
+}
+
+/// What the engine's end means for the worker.
+fn early(end: Result<io::Result<()>, RecvError>) -> Result<(), WorkerError> {
+    end.map_err(|_| WorkerError::EnginePanicked)?
+        .map_err(WorkerError::Engine)
+}
+
+/// Keeps the calling thread, and what it starts, on one of the cores that the process may use: the first worker on the first of them.
+fn pin_to_core(worker: usize) {
+    let pinned = sched_getaffinity(None).and_then(|allowed| {
+        let cores: Vec<usize> = (0..CpuSet::MAX_CPU)
+            .filter(|core| allowed.is_set(*core))
+            .collect();
+        let mut one = CpuSet::new();
+        one.set(cores[worker % cores.len()]);
+        sched_setaffinity(None, &one)
+    });
+    if let Err(error) = pinned {
+        warn!(worker, %error, "cannot keep the worker on one core ([relay] pin); it goes on without");
     }
 }

@@ -106,6 +106,9 @@ const SESSION_KEYS: [&str; 7] = [
 #[serde(deny_unknown_fields, default, expecting = "a table: [relay]")]
 pub(super) struct RelayTable {
     pub(super) mode: Key,
+    pub(super) spin: Key,
+    pub(super) pin: Key,
+    pub(super) stalled_receive_buffer: Key,
 }
 
 /// `[resolver]`.

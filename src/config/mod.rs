@@ -44,7 +44,7 @@ pub struct Config {
     /// `[session]`: what listeners and upstreams start from.
     pub session: SessionKeys,
     /// How bytes are moved.
-    pub relay_mode: RelayMode,
+    pub relay: Relay,
     /// Where names are resolved.
     pub resolver: Resolver,
     /// Most accounts kept; connections of further endpoints are booked to `overflow`.
@@ -139,6 +139,20 @@ pub enum LogFormat {
     Text,
     /// One object per line.
     Json,
+}
+
+/// `[relay]`: how the engines of the workers move bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relay {
+    /// Which of the kernel's ways.
+    pub mode: RelayMode,
+    /// How long an engine that has nothing to do looks again and again before it sleeps: a core's time for a few microseconds of
+    /// latency.
+    pub spin: Option<Duration>,
+    /// Whether each worker's threads stay on one core.
+    pub pin: bool,
+    /// What the kernel may hold, in bytes, of a stream whose receiver does not keep up.
+    pub stalled_receive_buffer: Option<usize>,
 }
 
 /// `[relay] mode`: for diagnosis; the default is right.

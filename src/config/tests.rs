@@ -75,7 +75,15 @@ fn everything_has_its_default() {
     assert_eq!(config.drain.close, CloseWith::Fin);
     assert_eq!(config.log.format, LogFormat::Auto);
     assert_eq!(config.log.level, tracing::Level::INFO);
-    assert_eq!(config.relay_mode, RelayMode::Adaptive);
+    assert_eq!(
+        config.relay,
+        Relay {
+            mode: RelayMode::Adaptive,
+            spin: None,
+            pin: false,
+            stalled_receive_buffer: None
+        }
+    );
     assert_eq!(config.resolver.family, Family::Any);
     assert!(config.resolver.servers.is_empty());
     assert_eq!(
@@ -132,6 +140,9 @@ keepalive_probes = 3
 user_timeout = "off"
 [relay]
 mode = "copy"
+spin = "60us"
+pin = "cores"
+stalled_receive_buffer = "1MiB"
 [resolver]
 servers = ["10.20.0.2"]
 family = "ipv4"
@@ -172,7 +183,13 @@ session = { idle_timeout = "2m" }
         (config.drain.accept_for, config.drain.deadline),
         (Duration::ZERO, Duration::ZERO)
     );
-    assert_eq!(config.relay_mode, RelayMode::Copy);
+    let relay = Relay {
+        mode: RelayMode::Copy,
+        spin: Some(Duration::from_micros(60)),
+        pin: true,
+        stalled_receive_buffer: Some(1 << 20),
+    };
+    assert_eq!(config.relay, relay);
     let (listener, upstream) = (&config.listeners[0], &config.upstreams[0]);
     assert_eq!(listener.bind.len(), 2);
     assert_eq!(listener.trusted_peers, Peers::Anyone);

@@ -96,8 +96,19 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const DURATION_HELP: &str =
     "write a number and a unit (ms, s, m or h), for instance \"30s\", \"5m\" or \"1h 30m\"";
 
-/// A duration of zero or more.
+/// A duration of zero or more, in whole milliseconds or longer.
 pub(super) fn duration(raw: &Raw) -> Parsed<Duration> {
+    let duration = exact_duration(raw)?;
+    if !duration.is_zero() && duration < Duration::from_millis(1) {
+        return wrong(
+            format!("{duration:?} is shorter than a millisecond, the finest tollgate measures"),
+            "write \"1ms\" or more",
+        );
+    }
+    Ok(duration)
+}
+
+fn exact_duration(raw: &Raw) -> Parsed<Duration> {
     if let Raw::Integer(number) = raw {
         return wrong(
             format!("the number {number} has no unit"),
@@ -126,13 +137,18 @@ pub(super) fn duration(raw: &Raw) -> Parsed<Duration> {
             "write a shorter one",
         );
     }
-    if !duration.is_zero() && duration < Duration::from_millis(1) {
-        return wrong(
-            format!("{text:?} is shorter than a millisecond, the finest tollgate measures"),
-            "write \"1ms\" or more",
-        );
-    }
     Ok(duration)
+}
+
+/// How long to look for work before sleeping, or `"off"`: beyond a millisecond it would only burn a core.
+pub(super) fn spin(raw: &Raw) -> Parsed<Option<Duration>> {
+    off_or(raw, |raw| match exact_duration(raw)? {
+        time if (Duration::from_micros(1)..=Duration::from_millis(1)).contains(&time) => Ok(time),
+        time => wrong(
+            format!("{time:?} is no time to spin"),
+            "write one from \"1us\" to \"1ms\", for instance \"60us\"",
+        ),
+    })
 }
 
 /// A duration above zero.

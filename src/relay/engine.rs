@@ -1,28 +1,26 @@
 //! All relaying sessions of one worker: a slab of plain data and an epoll instance of their own.
 //!
-//! [`Engine::add`] takes a connected session over; from then on the engine moves its bytes, bounds its time and ends it, in
-//! `Engine::end` and nowhere else. [`run`] is the one task that drives it. The clock is read once per batch of events.
+//! [`Engine::run`] is a thread of its own: the wait on the epoll instance is the only one it has, so that a byte costs no runtime
+//! anything. An [`Intake`] gives it connected sessions; from then on the engine moves their bytes, bounds their time and ends them,
+//! in `Engine::end` and nowhere else. The clock is read once per batch of events.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::pin;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use slab::Slab;
 use socket2::SockRef;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::half::FULL_READ;
+pub use super::intake::Intake;
+use super::intake::{Inbox, Order, intake};
 use super::lifetime::{Farewell, Phase, Verdict};
 use super::pipes::{Budget, Pipes};
 use super::pump::{Pump, Turn};
@@ -30,75 +28,153 @@ pub use super::session::{NewSession, Parties, Place};
 use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
-use crate::config::{CloseWith, RelayMode};
+use crate::config::{CloseWith, Relay};
 use crate::leg;
-use crate::sys::readiness::epoll_in_runtime;
 
 /// Events taken from the kernel at a time.
 const BATCH: usize = 128;
 
-/// Full batches in a row before other tasks of the worker (accepting, connecting) get a turn.
-const BATCHES: usize = 4;
+/// What epoll hands back when the intake's bell was rung.
+const BELL: u64 = u64::MAX;
+
+/// Not to wait at all.
+const NOT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Engine {
-    epoll: Rc<AsyncFd<OwnedFd>>,
+    epoll: OwnedFd,
+    inbox: Inbox,
     sessions: Slab<Session>,
     /// Sessions whose turn ended before their work did.
     more: VecDeque<usize>,
     timers: Timers,
     buffer: Box<[u8]>,
     pipes: Pipes,
-    mode: RelayMode,
+    relay: Relay,
     close_with: CloseWith,
     books: Arc<Books>,
     worker: usize,
     began: Instant,
     now: Millis,
-    /// Wakes [`run`] when a deadline came nearer, and whoever waits for the last session.
-    changed: Rc<Notify>,
 }
 
 impl Engine {
-    /// An engine without sessions, for `worker`, within that worker's runtime; its pipes draw on `budget`.
+    /// An engine without sessions, for `worker`, and the way into it; its pipes draw on `budget`.
     ///
     /// # Errors
     /// No descriptor left for its epoll instance.
     pub fn new(
         books: Arc<Books>,
         worker: usize,
-        mode: RelayMode,
+        relay: Relay,
         close_with: CloseWith,
         budget: Arc<Budget>,
-    ) -> io::Result<Self> {
-        Ok(Self {
-            epoll: Rc::new(epoll_in_runtime()?),
+    ) -> io::Result<(Self, Intake)> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let (intake, inbox) = intake()?;
+        let edges = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, inbox.bell(), EventData::new_u64(BELL), edges)?;
+        let engine = Self {
+            epoll,
+            inbox,
             sessions: Slab::new(),
             more: VecDeque::new(),
             timers: Timers::default(),
             buffer: vec![0; FULL_READ].into_boxed_slice(),
             pipes: Pipes::new(budget),
-            mode,
+            relay,
             close_with,
             books,
             worker,
             began: Instant::now(),
             now: 0,
-            changed: Rc::new(Notify::new()),
-        })
+        };
+        Ok((engine, intake))
     }
 
-    /// Sessions that are being relayed.
-    #[must_use]
-    pub fn sessions(&self) -> usize {
-        self.sessions.len()
+    /// Relays until it is told to end, on the calling thread.
+    ///
+    /// # Errors
+    /// Its epoll instance failed: the kernel has no memory, or a fault of ours.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(BATCH);
+        loop {
+            self.wait(&mut events)?;
+            self.read_clock();
+            for event in &events {
+                match event.data.u64() {
+                    BELL => {}
+                    token => self.event(token, event.flags),
+                }
+            }
+            if events.iter().any(|event| event.data.u64() == BELL)
+                && let Some(reason) = self.take_orders()
+            {
+                self.end_all(reason);
+                return Ok(());
+            }
+            for _ in 0..self.more.len() {
+                if let Some(index) = self.more.pop_front()
+                    && let Some(session) = self.sessions.get_mut(index)
+                {
+                    session.queued = false;
+                    self.drive(index);
+                }
+            }
+            while let Some(index) = self.timers.take_due(self.now) {
+                self.judge(index as usize);
+            }
+        }
+    }
+
+    /// Takes what the kernel reports; waits for it, unless there is more to do, until the nearest deadline.
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        if !self.more.is_empty() {
+            return self.poll(events, Some(&NOT));
+        }
+        if let Some(spin) = self.relay.spin {
+            let began = Instant::now();
+            while began.elapsed() < spin {
+                self.poll(events, Some(&NOT))?;
+                if !events.is_empty() {
+                    return Ok(());
+                }
+            }
+        }
+        let left = self.timers.next().map(|at| {
+            let left = Duration::from_millis(at).saturating_sub(self.began.elapsed());
+            Timespec::try_from(left).unwrap_or(NOT)
+        });
+        self.poll(events, left.as_ref())
+    }
+
+    fn poll(&self, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) -> io::Result<()> {
+        events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Does what it was told since it last looked; returns why everything is to end, when it is.
+    fn take_orders(&mut self) -> Option<CloseReason> {
+        while let Ok(order) = self.inbox.orders.try_recv() {
+            match order {
+                Order::Relay(session) => self.add(session),
+                Order::End(reason) => return Some(reason),
+            }
+        }
+        None
     }
 
     /// Takes a session over: whatever was read behind its header is sent at once, the rest follows readiness.
-    pub fn add(&mut self, new: NewSession) {
-        self.read_clock();
-        let index = self.sessions.insert(Session::new(new, self.mode, self.now));
+    fn add(&mut self, new: NewSession) {
+        let mode = self.relay.mode;
+        let index = self.sessions.insert(Session::new(new, mode, self.now));
         for side in Side::ALL {
             let flags = EventFlags::IN
                 | EventFlags::PRI
@@ -107,7 +183,7 @@ impl Engine {
                 | EventFlags::ET;
             let token = EventData::new_u64(token(index, side));
             let socket = &self.sessions[index].sockets[side as usize];
-            if epoll::add(self.epoll.get_ref(), socket, token, flags).is_err() {
+            if epoll::add(&self.epoll, socket, token, flags).is_err() {
                 return self.end(index, CloseReason::Error, Farewell::Rst); // no memory, or max_user_watches
             }
         }
@@ -115,8 +191,7 @@ impl Engine {
     }
 
     /// Ends every session: the drain's deadline has come.
-    pub fn end_all(&mut self, reason: CloseReason) {
-        self.read_clock();
+    fn end_all(&mut self, reason: CloseReason) {
         let all: Vec<usize> = self.sessions.iter().map(|(index, _)| index).collect();
         for index in all {
             self.end(index, reason, self.farewell());
@@ -133,34 +208,6 @@ impl Engine {
 
     fn read_clock(&mut self) {
         self.now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX);
-    }
-
-    /// One batch: what the kernel reports, what is left over from before, and what is due. Returns whether there is more.
-    fn work(&mut self, events: &mut Vec<epoll::Event>) -> bool {
-        events.clear();
-        let reported = epoll::wait(
-            self.epoll.get_ref(),
-            spare_capacity(events),
-            Some(&rustix::event::Timespec::default()),
-        );
-        self.read_clock();
-        for event in events.iter() {
-            self.event(event.data.u64(), event.flags);
-        }
-        for _ in 0..self.more.len() {
-            if let Some(index) = self.more.pop_front()
-                && let Some(session) = self.sessions.get_mut(index)
-            {
-                session.queued = false;
-                self.drive(index);
-            }
-        }
-        while let Some(index) = self.timers.take_due(self.now) {
-            self.judge(index as usize);
-        }
-        !self.more.is_empty()
-            || reported.is_ok_and(|n| n == events.capacity())
-            || reported == Err(Errno::INTR)
     }
 
     fn event(&mut self, token: u64, flags: EventFlags) {
@@ -329,12 +376,8 @@ impl Engine {
             (None, _) => false,
         };
         if nearer {
-            let first = self.timers.next();
             self.timers.set(slot(index), session.due, wanted);
             session.due = wanted;
-            if self.timers.next() != first {
-                self.changed.notify_one();
-            }
         }
     }
 
@@ -375,54 +418,7 @@ impl Engine {
             "session closed"
         );
         session.meter.close(reason);
-        if self.sessions.is_empty() {
-            self.changed.notify_one();
-        }
-    }
-}
-
-/// Drives the engine, for ever. `idle` is told whenever there is no session left.
-pub async fn run(engine: Rc<RefCell<Engine>>, idle: Rc<Notify>) {
-    let (epoll, changed, began) = {
-        let engine = engine.borrow();
-        (engine.epoll.clone(), engine.changed.clone(), engine.began)
-    };
-    let mut events = Vec::with_capacity(BATCH);
-    // One timer for all, moved only when the nearest deadline did: traffic does not touch it.
-    let mut timer = pin!(sleep_until(began));
-    let mut armed = None;
-    loop {
-        let next = engine.borrow().timers.next();
-        if let Some(at) = next
-            && next != armed
-        {
-            timer.as_mut().reset(began + Duration::from_millis(at));
-        }
-        armed = next;
-        // In this order, because whichever it is, all that is due is done below.
-        let mut ready = tokio::select! {
-            biased;
-            ready = epoll.readable() => ready.ok(),
-            () = &mut timer, if armed.is_some() => {
-                armed = None;
-                None
-            }
-            () = changed.notified() => None,
-        };
-        let mut batches = 0;
-        while engine.borrow_mut().work(&mut events) {
-            batches += 1;
-            if batches % BATCHES == 0 {
-                tokio::task::yield_now().await;
-            }
-        }
-        // Only what was drained is cleared: an event since then keeps it ready.
-        if let Some(ready) = &mut ready {
-            ready.clear_ready();
-        }
-        if engine.borrow().sessions() == 0 {
-            idle.notify_one();
-        }
+        self.inbox.ended();
     }
 }
 

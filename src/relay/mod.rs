@@ -7,6 +7,7 @@
 
 pub mod engine;
 pub mod half;
+mod intake;
 mod lifetime;
 pub mod pipes;
 mod pump;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::io::{Errno, ioctl_fionread};
 use tokio::sync::OwnedSemaphorePermit;
@@ -32,7 +32,7 @@ pub struct NewSession {
     /// Its hold on the account.
     pub meter: Meter,
     /// Its bounds.
-    pub limits: Rc<SessionLimits>,
+    pub limits: Arc<SessionLimits>,
     /// Who is talking to whom, for the log.
     pub parties: Parties,
     /// What is free again when the session ends.

@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::event::epoll;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -20,18 +19,4 @@ pub fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owne
     // the `AsyncFd` here.
     let registered = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     registered.map_err(|error| error.into_parts().1)
-}
-
-/// A new epoll instance, registered as [`watch`] does: readable when it has events.
-///
-/// # Errors
-/// No descriptor or memory left.
-///
-/// # Panics
-/// Outside a tokio runtime.
-pub fn epoll_in_runtime() -> io::Result<AsyncFd<OwnedFd>> {
-    watch(
-        epoll::create(epoll::CreateFlags::CLOEXEC)?,
-        Interest::READABLE,
-    )
 }

@@ -14,9 +14,9 @@ use toml::Spanned;
 use self::findings::{Findings, strip};
 use self::places::Placed;
 use super::error::Mistake;
-use super::file::{File, HealthTable, Key, Raw, SessionTable};
+use super::file::{File, HealthTable, Key, Raw, RelayTable, SessionTable};
 use super::{
-    Bound, CloseWith, Config, Drain, Family, HealthPort, Log, LogFormat, Peers, RelayMode,
+    Bound, CloseWith, Config, Drain, Family, HealthPort, Log, LogFormat, Peers, Relay, RelayMode,
     Resolver, SessionKeys, Target, addresses, defaults, values,
 };
 
@@ -45,6 +45,9 @@ struct Builder {
     ports: Vec<Placed<SocketAddr>>,
     targets: Vec<Placed<Target>>,
 }
+
+/// What `[relay] stalled_receive_buffer` may be: room for a few segments of 64 KiB at least.
+const STALLED_BUFFERS: std::ops::RangeInclusive<u64> = 128 * 1024..=1024 * 1024 * 1024;
 
 impl Builder {
     fn config(&mut self, file: &File) -> Option<Config> {
@@ -89,11 +92,6 @@ impl Builder {
                 })
                 .unwrap_or(tracing::Level::INFO),
         };
-        let modes = [
-            ("adaptive", RelayMode::Adaptive),
-            ("copy", RelayMode::Copy),
-            ("splice", RelayMode::Splice),
-        ];
         let families = [
             ("any", Family::Any),
             ("ipv4", Family::Ipv4),
@@ -114,7 +112,7 @@ impl Builder {
                 .word("resolver.family", &file.resolver.family, &families),
         };
         let session = self.session("session", &file.session);
-        let relay_mode = self.found.word("relay.mode", &file.relay.mode, &modes);
+        let relay = self.relay(&file.relay);
         let max_accounts =
             self.found
                 .count("accounts.max", &file.accounts.max, defaults::MAX_ACCOUNTS);
@@ -167,7 +165,7 @@ impl Builder {
             drain,
             log,
             session,
-            relay_mode,
+            relay,
             resolver,
             max_accounts,
             max_metric_endpoints,
@@ -198,6 +196,28 @@ impl Builder {
             bind: bind?,
             trusted_peers,
         })
+    }
+
+    fn relay(&mut self, table: &RelayTable) -> Relay {
+        let modes = [
+            ("adaptive", RelayMode::Adaptive),
+            ("copy", RelayMode::Copy),
+            ("splice", RelayMode::Splice),
+        ];
+        let buffer = |raw: &_| values::off_or(raw, |raw| values::size(raw, STALLED_BUFFERS));
+        let key = "relay.stalled_receive_buffer";
+        let stalled = self.found.value(key, &table.stalled_receive_buffer, buffer);
+        Relay {
+            mode: self.found.word("relay.mode", &table.mode, &modes),
+            spin: self
+                .found
+                .value("relay.spin", &table.spin, values::spin)
+                .flatten(),
+            pin: self
+                .found
+                .word("relay.pin", &table.pin, &[("off", false), ("cores", true)]),
+            stalled_receive_buffer: stalled.flatten(),
+        }
     }
 
     fn session(&mut self, at: &str, table: &SessionTable) -> SessionKeys {
