@@ -21,7 +21,11 @@ use rustix::{
     net::{RecvFlags, SendFlags, recv, send},
 };
 
-use crate::lab::Ends;
+use crate::{
+    lab::{Ends, World},
+    peers::Running,
+    short::Short,
+};
 
 /// A write of bulk data.
 const WRITE: usize = 256 * 1024;
@@ -30,11 +34,11 @@ const READ: usize = 1024 * 1024;
 /// Size of a request, and of its answer.
 const MESSAGE: usize = 1024;
 /// Between two looks at whether it is over; and how long nothing may move.
-const LOOK_AGAIN: Timespec = Timespec {
+pub(crate) const LOOK_AGAIN: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 5_000_000,
 };
-const STALLED: Duration = Duration::from_secs(10);
+pub(crate) const STALLED: Duration = Duration::from_secs(10);
 
 /// What moves, and which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub(crate) enum Traffic {
     ToClient,
     /// Requests of 1 KiB and answers of the same size; each connection asks as soon as it was answered.
     RequestResponse,
+    /// A connection for each request: header, request, answer, closed by the client. So many at a time.
+    ShortConnections,
 }
 
 /// A kind of traffic on so many connections.
@@ -63,7 +69,7 @@ pub(crate) struct Workload {
 impl Workload {
     /// Whether it counts bytes, not transactions.
     pub(crate) fn is_bulk(&self) -> bool {
-        self.traffic != Traffic::RequestResponse
+        matches!(self.traffic, Traffic::ToUpstream | Traffic::ToClient)
     }
 }
 
@@ -96,6 +102,12 @@ pub(crate) fn workloads() -> Vec<Workload> {
             same_core,
         });
     }
+    all.push(Workload {
+        name: "short connections with PROXY v2 header, 32 at a time".to_owned(),
+        traffic: Traffic::ShortConnections,
+        connections: 32,
+        same_core: false,
+    });
     all
 }
 
@@ -110,12 +122,52 @@ pub(crate) struct Outcome {
     pub(crate) p50_p99: Option<[Duration; 2]>,
 }
 
-/// Loads the connections for `length`, and until everything has arrived.
-pub(crate) fn run(workload: &Workload, ends: &Ends, length: Duration) -> io::Result<Outcome> {
-    match workload.traffic {
-        Traffic::ToUpstream => bulk(&ends.client, &ends.origin, length),
-        Traffic::ToClient => bulk(&ends.origin, &ends.client, length),
-        Traffic::RequestResponse => request_response(&ends.client, &ends.origin, length),
+/// What a workload needs before it begins: connections, or what to open them with.
+#[derive(Debug)]
+pub(crate) enum Prepared<'a> {
+    /// Both ends of each.
+    Connected(Traffic, Ends),
+    /// They come and go.
+    Short(Short<'a>),
+}
+
+impl<'a> Prepared<'a> {
+    /// Through this relay.
+    pub(crate) fn new(world: &'a World, relay: &Running, workload: &Workload) -> io::Result<Self> {
+        match workload.traffic {
+            Traffic::ShortConnections => {
+                Ok(Self::Short(Short::new(world, relay, workload.connections)))
+            }
+            traffic => {
+                let ends = world.connect(relay.number(), relay.address(), workload.connections)?;
+                Ok(Self::Connected(traffic, ends))
+            }
+        }
+    }
+
+    /// Loads them for `length`, and until everything has arrived.
+    pub(crate) fn run(&self, length: Duration) -> io::Result<Outcome> {
+        match self {
+            Self::Short(short) => short.run(length),
+            Self::Connected(traffic, ends) => match traffic {
+                Traffic::ToUpstream => bulk(&ends.client, &ends.origin, length),
+                Traffic::ToClient => bulk(&ends.origin, &ends.client, length),
+                _ => request_response(&ends.client, &ends.origin, length),
+            },
+        }
+    }
+}
+
+impl Outcome {
+    /// One unit for each, and what most of them took.
+    pub(crate) fn of_latencies(mut latencies: Vec<Duration>, elapsed: Duration) -> Self {
+        latencies.sort_unstable();
+        let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied();
+        Self {
+            units: latencies.len() as u64,
+            elapsed,
+            p50_p99: at(50).zip(at(99)).map(|(p50, p99)| [p50, p99]),
+        }
     }
 }
 
@@ -186,21 +238,14 @@ fn request_response(
 ) -> io::Result<Outcome> {
     let over = AtomicBool::new(false);
     let began = Instant::now();
-    let mut latencies = thread::scope(|scope| {
+    let latencies = thread::scope(|scope| {
         let answering = scope.spawn(|| answer(origins, &over));
         let asked = ask(clients, began + length);
         over.store(true, Ordering::Release);
         let answered = answering.join().expect("it does not panic");
         answered.and(asked)
     })?;
-    let elapsed = began.elapsed();
-    latencies.sort_unstable();
-    let at = |percent: usize| latencies[latencies.len() * percent / 100];
-    Ok(Outcome {
-        units: latencies.len() as u64,
-        elapsed,
-        p50_p99: Some([at(50), at(99)]),
-    })
+    Ok(Outcome::of_latencies(latencies, began.elapsed()))
 }
 
 /// The client: how long each transaction took.

@@ -25,10 +25,11 @@ mod load;
 mod peers;
 mod processor;
 mod report;
+mod short;
 mod summary;
 
 use lab::World;
-use load::{Outcome, Workload};
+use load::{Outcome, Prepared, Workload};
 use peers::{Running, Variant};
 use processor::Cores;
 
@@ -180,18 +181,18 @@ impl Plan<'_> {
             false => self.cores.relay,
         };
         relay.move_to(core)?;
-        let ends = self.world.connect(relay.address(), workload.connections)?;
-        load::run(workload, &ends, self.length / 4)?;
+        let load = Prepared::new(self.world, relay, workload)?;
+        load.run(self.length / 4)?;
         thread::sleep(SETTLE);
         let (relay_before, load_before) = (relay.usage()?, processor::own());
-        let outcome = load::run(workload, &ends, self.length)?;
-        let load = processor::own().saturating_sub(load_before);
+        let outcome = load.run(self.length)?;
+        let used_by_load = processor::own().saturating_sub(load_before);
         thread::sleep(SETTLE);
         let used = relay.usage()?.zip(relay_before);
         let used = used.map(|(after, before)| after.since(before));
-        drop(ends);
+        drop(load);
         thread::sleep(SETTLE); // closing is not in the next one's figures
-        Ok((outcome, used, load))
+        Ok((outcome, used, used_by_load))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         relay::{self, Relay, Start},
         sockets::State,
     },
-    lab::{ORIGIN, World},
+    lab::{NAME_SERVER, ORIGIN_NAME, World},
     processor::{self, Cores, Usage},
 };
 
@@ -124,7 +124,7 @@ fn version(binary: &Path, flag: &str) -> Result<String, String> {
 /// A relay that runs until it is dropped; or none, for going without.
 #[derive(Debug)]
 pub(crate) struct Running {
-    address: SocketAddr,
+    number: usize,
     process: Process,
 }
 
@@ -143,36 +143,38 @@ impl Variant {
         world: &World,
         cores: &Cores,
     ) -> Result<Running, String> {
-        let address = World::entry(number);
         let core = cores.relay.to_string();
         let pinned = ["taskset", "--cpu-list", &core];
         let started = match &self.kind {
             Kind::NoRelay => {
                 return Ok(Running {
-                    address: World::direct(),
+                    number,
                     process: Process::None,
                 });
             }
             Kind::Tollgate(binary) => {
                 let admin = format!("127.0.0.1:{}", 9900 + number);
-                let start = Start::with(&tollgate_config(address, &admin));
+                let start = Start::with(&tollgate_config(number, &admin));
                 let start = start.admin(&admin).binary(binary).through(&pinned);
                 Ok(Process::Tollgate(start.on(&world.relay)))
             }
-            Kind::Nginx(binary, server) => nginx_config(binary, address, server)
+            Kind::Nginx(binary, server) => nginx_config(binary, number, server)
                 .and_then(|config| peer_process(world, &pinned, binary, &config, &["-c"])),
             Kind::Haproxy(binary, global, defaults) => {
-                let config = haproxy_config(address, global, defaults);
+                let config = haproxy_config(number, global, defaults);
                 peer_process(world, &pinned, binary, &config, &["-db", "-f"])
             }
         };
         let process = started.map_err(|error| format!("{}: {error}", self.name))?;
-        let running = Running { address, process };
+        let running = Running { number, process };
         let deadline = Instant::now() + PATIENCE;
         let listens = || {
             let sockets = world.relay.sockets();
-            let mut ours = sockets.iter().filter(|socket| socket.local == address);
-            ours.any(|socket| socket.state == State::Listen)
+            let there = |address| {
+                let mut ours = sockets.iter().filter(|socket| socket.local == address);
+                ours.any(|socket| socket.state == State::Listen)
+            };
+            there(World::entry(number)) && there(World::entry_with_header(number))
         };
         while !listens() {
             if Instant::now() > deadline {
@@ -184,27 +186,42 @@ impl Variant {
     }
 }
 
-/// Shipped defaults, but for what makes it equal to the others: one worker, no header in front.
-fn tollgate_config(address: SocketAddr, admin: &str) -> String {
+/// Shipped defaults, but for what makes it equal to the others: one worker, a listener without a header in front. The one with a header is as in
+/// use: policy, accounts, and an upstream that is a name.
+fn tollgate_config(number: usize, admin: &str) -> String {
+    let (plain, header) = (World::entry(number), World::entry_with_header(number));
+    let origin = World::origin(number);
+    let port = origin.port();
     format!(
         r#"
 workers = 1
 [admin]
 bind = "{admin}"
+[resolver]
+servers = ["{NAME_SERVER}"]
 [[listener]]
-name = "bench"
-bind = "{address}"
+name = "plain"
+bind = "{plain}"
 proxy_protocol = "off"
 upstream = "origin"
+[[listener]]
+name = "header"
+bind = "{header}"
+proxy_protocol = "v2"
+trusted_peers = ["10.1.0.0/24"]
+upstream = "origin-by-name"
 [[upstream]]
 name = "origin"
-targets = ["{ORIGIN}"]
+targets = ["{origin}"]
+[[upstream]]
+name = "origin-by-name"
+targets = ["{ORIGIN_NAME}:{port}"]
 "#
     )
 }
 
 /// `@DIR@` is filled in by [`peer_process`].
-fn nginx_config(binary: &Path, address: SocketAddr, server: &str) -> io::Result<String> {
+fn nginx_config(binary: &Path, number: usize, server: &str) -> io::Result<String> {
     let output = Command::new(binary).arg("-V").output()?;
     let built = String::from_utf8_lossy(&output.stderr).into_owned();
     let modules = built
@@ -214,6 +231,8 @@ fn nginx_config(binary: &Path, address: SocketAddr, server: &str) -> io::Result<
         (true, Some(modules)) => format!("load_module {modules}/ngx_stream_module.so;"),
         _ => String::new(),
     };
+    let (plain, header) = (World::entry(number), World::entry_with_header(number));
+    let origin = World::origin(number);
     Ok(format!(
         "{load}
 daemon off;
@@ -224,8 +243,13 @@ error_log stderr error;
 events {{ worker_connections 4096; }}
 stream {{
     server {{
-        listen {address};
-        proxy_pass {ORIGIN};
+        listen {plain};
+        proxy_pass {origin};
+        {server}
+    }}
+    server {{
+        listen {header} proxy_protocol;
+        proxy_pass {origin};
         {server}
     }}
 }}
@@ -233,7 +257,9 @@ stream {{
     ))
 }
 
-fn haproxy_config(address: SocketAddr, global: &str, defaults: &str) -> String {
+fn haproxy_config(number: usize, global: &str, defaults: &str) -> String {
+    let (plain, header) = (World::entry(number), World::entry_with_header(number));
+    let origin = World::origin(number);
     format!(
         "global
     nbthread 1
@@ -245,9 +271,12 @@ defaults
     timeout client 1m
     timeout server 1m
     {defaults}
-listen bench
-    bind {address}
-    server origin {ORIGIN}
+listen plain
+    bind {plain}
+    server origin {origin}
+listen header
+    bind {header} accept-proxy
+    server origin {origin}
 "
     )
 }
@@ -277,9 +306,25 @@ fn peer_process(
 }
 
 impl Running {
+    /// Which one it is: its ports go by that.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
     /// Where the client connects.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        match self.process {
+            Process::None => World::direct(self.number),
+            _ => World::entry(self.number),
+        }
+    }
+
+    /// Where it connects to send a header first; `None` where nobody would read one.
+    pub(crate) fn address_with_header(&self) -> Option<SocketAddr> {
+        match self.process {
+            Process::None => None,
+            _ => Some(World::entry_with_header(self.number)),
+        }
     }
 
     /// What its processes used so far; `None` where there is no relay.
