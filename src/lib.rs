@@ -29,6 +29,7 @@ pub mod drain;
 pub mod leg;
 pub mod listener;
 pub mod proxy_protocol;
+pub mod reactor;
 pub mod relay;
 pub mod session;
 pub mod spread;

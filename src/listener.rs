@@ -2,14 +2,16 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::{Instant, sleep};
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -19,6 +21,7 @@ use crate::config::SessionLimits;
 use crate::leg;
 use crate::proxy_protocol::header::HeaderError;
 use crate::proxy_protocol::read::Pending;
+use crate::reactor::Watched;
 use crate::session::{self, Entrance};
 use crate::spread::Passed;
 
@@ -30,6 +33,9 @@ const REST: Duration = Duration::from_millis(100);
 
 /// How long accepting waits when the next connection takes another's place: whoever has sent its header already is heard first.
 const TURN: Duration = Duration::from_millis(1);
+
+/// Connections accepted in a row before whatever else the worker has to do.
+const ACCEPTS: u32 = 16;
 
 /// Whether `address` is free, and which port it is where the kernel chooses (port 0). SO_REUSEPORT lets any process of the same
 /// user join an address, and a second relay on it would take half the connections unseen: so it is bound once without, and
@@ -83,11 +89,12 @@ pub fn bind(address: SocketAddr, limits: &SessionLimits) -> io::Result<StdListen
 
 /// Accepts until `stop`, then takes what still waits in the queue: closing the socket would reset it.
 pub async fn accept_loop(
-    listener: TcpListener,
+    listener: Watched,
     entrance: Rc<Entrance>,
     sessions: TaskTracker,
     stop: CancellationToken,
 ) {
+    let mut in_a_row = 0;
     loop {
         let descriptors = tokio::select! {
             descriptors = reserve(&entrance) => descriptors,
@@ -97,34 +104,50 @@ pub async fn accept_loop(
             return;
         };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener) => accepted,
             () = stop.cancelled() => break,
         };
         match accepted {
             Ok((client, peer)) => {
                 take(client, peer, descriptors, &entrance, &sessions);
+                in_a_row += 1;
+                if in_a_row % ACCEPTS == 0 {
+                    yield_now().await;
+                }
                 if entrance.waiting.is_full() {
-                    sleep(TURN).await;
+                    entrance.reactor.sleep_until(Instant::now() + TURN).await;
                 }
             }
             Err(error) => {
                 if let Some(rest) = accept_failed(&error, &entrance) {
-                    sleep(rest).await;
+                    entrance.reactor.sleep_until(Instant::now() + rest).await;
                 }
             }
         }
     }
-    let Ok(listener) = listener.into_std() else {
-        return;
-    };
     while let Ok(descriptors) = entrance.descriptors.clone().try_acquire_owned()
-        && let Ok((client, peer)) = listener.accept()
+        && let Ok((client, peer)) = accept_now(&listener)
     {
-        let nonblocking = client.set_nonblocking(true);
-        if let Ok(client) = nonblocking.and_then(|()| TcpStream::from_std(client)) {
-            take(client, peer, descriptors, &entrance, &sessions);
+        take(client, peer, descriptors, &entrance, &sessions);
+    }
+}
+
+async fn accept(listener: &Watched) -> io::Result<(OwnedFd, SocketAddr)> {
+    loop {
+        match accept_now(listener) {
+            Err(Errno::AGAIN) => {
+                listener.drained();
+                listener.announced(EventFlags::IN).await;
+            }
+            accepted => return Ok(accepted?),
         }
     }
+}
+
+fn accept_now(listener: &Watched) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let (client, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer = peer.ok_or(Errno::CONNABORTED)?;
+    Ok((client, peer.try_into()?))
 }
 
 /// Waits until there are descriptors for both legs of another connection: who is accepted without one for the other leg would hold
@@ -136,7 +159,7 @@ async fn reserve(entrance: &Entrance) -> Option<OwnedSemaphorePermit> {
     }
     if entrance.running.get() {
         entrance.shard().accept_errors[AcceptError::Resources as usize].add(1);
-        if let Some(suppressed) = entrance.accept_log.allow(Instant::now().into_std()) {
+        if let Some(suppressed) = entrance.accept_log.allow(Instant::now()) {
             let listener = &*entrance.settings.name;
             warn!(
                 listener,
@@ -173,16 +196,13 @@ pub async fn receive_loop(
         else {
             return;
         };
-        // Fails only when no memory is left for it: the connection is closed.
-        if let Ok(client) = TcpStream::from_std(client) {
-            admit(client, peer, descriptors, &entrances[listener], &sessions);
-        }
+        admit(client, peer, descriptors, &entrances[listener], &sessions);
     }
 }
 
 /// What is decided before a byte is read: whether the peer may speak to us, and which worker has the connection.
 fn take(
-    client: TcpStream,
+    client: OwnedFd,
     peer: SocketAddr,
     descriptors: OwnedSemaphorePermit,
     entrance: &Rc<Entrance>,
@@ -196,9 +216,6 @@ fn take(
     if keeper == entrance.worker {
         return admit(client, peer, descriptors, entrance, sessions);
     }
-    let Ok(client) = client.into_std() else {
-        return;
-    };
     let listener = entrance.index;
     let passed = Passed {
         client,
@@ -206,16 +223,14 @@ fn take(
         listener,
         descriptors,
     };
-    if let Err(passed) = entrance.spread.pass(keeper, passed)
-        && let Ok(client) = TcpStream::from_std(passed.client)
-    {
-        admit(client, peer, passed.descriptors, entrance, sessions);
+    if let Err(passed) = entrance.spread.pass(keeper, passed) {
+        admit(passed.client, peer, passed.descriptors, entrance, sessions);
     }
 }
 
 /// Whether there is room to wait for its header; then the connection is on its way.
 fn admit(
-    client: TcpStream,
+    client: OwnedFd,
     peer: SocketAddr,
     descriptors: OwnedSemaphorePermit,
     entrance: &Rc<Entrance>,
@@ -223,6 +238,9 @@ fn admit(
 ) {
     let Some(ticket) = entrance.waiting.enter() else {
         return entrance.refuse(client, peer, Refusal::Pending);
+    };
+    let Ok(client) = Watched::new(&entrance.reactor, client) else {
+        return; // no memory is left for it: it is reset
     };
     let deadline = Instant::now() + entrance.settings.first_byte_timeout;
     let pending = Pending {
@@ -242,7 +260,7 @@ fn accept_failed(error: &io::Error, entrance: &Entrance) -> Option<Duration> {
     if class == AcceptError::Connection {
         return None;
     }
-    if let Some(suppressed) = entrance.accept_log.allow(Instant::now().into_std()) {
+    if let Some(suppressed) = entrance.accept_log.allow(Instant::now()) {
         let listener = &*entrance.settings.name;
         warn!(listener, %error, suppressed, "cannot accept; trying again (descriptors: LimitNOFILE, memory)");
     }

@@ -5,14 +5,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -24,7 +25,8 @@ use crate::leg;
 use crate::proxy_protocol::decode::Rules;
 use crate::proxy_protocol::header::{Command, DIRECT, HeaderError};
 use crate::proxy_protocol::read::{NoHeader, Pending, Received, read_header};
-use crate::relay::engine::{Intake, NewSession, Parties, Place};
+use crate::reactor::{Reactor, Watched};
+use crate::relay::engine::{Engine, NewSession, Parties, Place};
 use crate::spread::{Load, Spread};
 use crate::telemetry::LogLimiter;
 use crate::upstream::connect::{ConnectError, Dialer};
@@ -47,8 +49,10 @@ pub struct Entrance {
     pub dialer: Rc<Dialer>,
     /// The books of the process.
     pub books: Arc<Books>,
-    /// The way into the worker's engine.
-    pub engine: Rc<Intake>,
+    /// The worker's engine.
+    pub engine: Rc<RefCell<Engine>>,
+    /// The worker's wait.
+    pub reactor: Rc<Reactor>,
     /// Connections without a whole header.
     pub waiting: Rc<WaitingRoom>,
     /// How many connections each worker has.
@@ -91,6 +95,9 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         Err(End::HealthCheck(sent)) => {
             entrance.shard().health_checks.add(1);
             leg::close_in_order(&client);
+            let Ok(client) = tokio_stream(client) else {
+                return;
+            };
             return tokio::select! {
                 () = health::answer(client, sent, *entrance.phase.borrow()) => {}
                 () = ticket.shown_out() => {}
@@ -200,25 +207,26 @@ async fn arrive(
 /// Hands both sockets to the engine, which ends the session by itself.
 fn relay(
     entrance: &Entrance,
-    (client, upstream): (TcpStream, TcpStream),
+    (client_socket, upstream_socket): (Watched, Watched),
     parties: Parties,
     first: Vec<u8>,
     meter: Meter,
     place: Place,
 ) {
-    // Taken off the runtime: the engine has an epoll instance of its own.
-    let (Ok(client), Ok(upstream)) = (client.into_std(), upstream.into_std()) else {
-        return meter.close(CloseReason::Error);
-    };
-    entrance.engine.relay(NewSession {
-        client_socket: OwnedFd::from(client),
-        upstream_socket: OwnedFd::from(upstream),
+    entrance.engine.borrow_mut().add(NewSession {
+        client_socket,
+        upstream_socket,
         first,
         meter,
         limits: entrance.limits.clone(),
         parties,
         place,
     });
+}
+
+/// A socket for what is not worth being written for our own reactor: its events come by way of the control thread's.
+fn tokio_stream(socket: Watched) -> io::Result<TcpStream> {
+    TcpStream::from_std(socket.take_out()?.into())
 }
 
 impl Entrance {
@@ -229,18 +237,18 @@ impl Entrance {
     }
 
     /// Resets a connection whose header is refused: dropping it does.
-    pub fn refuse_header(&self, _client: TcpStream, peer: SocketAddr, error: HeaderError) {
+    pub fn refuse_header(&self, _client: impl AsFd, peer: SocketAddr, error: HeaderError) {
         self.shard().header_errors[error as usize].add(1);
-        if let Some(suppressed) = self.refusal_log.allow(Instant::now().into_std()) {
+        if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let listener = &*self.settings.name;
             warn!(listener, %peer, error = error.name(), suppressed, "connection refused: {error}");
         }
     }
 
     /// Resets a connection that is turned away: dropping it does.
-    pub fn refuse(&self, _client: TcpStream, peer: SocketAddr, refusal: Refusal) {
+    pub fn refuse(&self, _client: impl AsFd, peer: SocketAddr, refusal: Refusal) {
         self.shard().refused[refusal as usize].add(1);
-        if let Some(suppressed) = self.refusal_log.allow(Instant::now().into_std()) {
+        if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let listener = &*self.settings.name;
             warn!(listener, %peer, reason = refusal.name(), suppressed, "connection turned away");
         }

@@ -3,7 +3,8 @@
 //! The kernel spreads new connections by a hash over the workers' listening sockets. Long-lived ones stay where they land, so a worker
 //! can end up with far more than its share; one that has clearly more than the least loaded passes new ones on to it.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +23,7 @@ const UNDER_WAY: usize = 256;
 #[derive(Debug)]
 pub struct Passed {
     /// The socket.
-    pub client: TcpStream,
+    pub client: OwnedFd,
     /// Its peer, canonical and trusted.
     pub peer: SocketAddr,
     /// Index of the listener it came through.
@@ -166,7 +167,7 @@ mod tests {
         let (spread, receivers) = Spread::new(2);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let passed = || Passed {
-            client: TcpStream::connect(listener.local_addr().unwrap()).unwrap(),
+            client: listener.try_clone().unwrap().into(),
             peer: "10.0.0.1:1".parse().unwrap(),
             listener: 0,
             descriptors: permit(),

@@ -7,6 +7,7 @@ use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
@@ -89,6 +90,7 @@ async fn supervise(
     let doors = doors.into_iter().zip(passed);
     let mut workers_said = start_workers(doors, |index, (doors, passed)| Worker {
         index,
+        control: Handle::current(),
         config: config.clone(),
         books: books.clone(),
         upstreams: upstreams.clone(),
@@ -344,7 +346,7 @@ fn start_workers<T>(
         let worker = worker(index, share);
         let (started, ended) = (sender.clone(), sender.clone());
         let work = move || {
-            let started = || drop(started.send(Said::Started));
+            let started = move || drop(started.send(Said::Started));
             let run = std::panic::AssertUnwindSafe(|| worker.run(started));
             let result = match std::panic::catch_unwind(run) {
                 Ok(result) => result.map_err(SupervisorError::Worker),

@@ -1,18 +1,22 @@
-//! A data worker: its own share of every listener, and two threads. One has a single-threaded runtime and takes a connection from accept
-//! to connect; the other is the engine, which relays. The kernel shares a core between them, so neither has to yield to the other.
+//! A data worker: one thread, its own share of every listener, its own engine, and one wait for all of it.
+//!
+//! From accept to connect a connection is a task; the tasks of a worker run in a tokio `LocalSet`, which the worker drives itself, so that
+//! its only wait is the [`Reactor`]'s. Relaying sessions are the engine's.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
 use std::net::TcpListener as StdListener;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tokio::net::TcpListener;
-use tokio::sync::oneshot::error::RecvError;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::LocalSet;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -21,7 +25,8 @@ use crate::account::{Books, CloseReason};
 use crate::config::Config;
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
-use crate::relay::engine::{Engine, Intake};
+use crate::reactor::{BATCH, Reactor, Watched};
+use crate::relay::engine::Engine;
 use crate::relay::pipes::Budget;
 use crate::session::Entrance;
 use crate::spread::{Passed, Spread};
@@ -35,6 +40,8 @@ use crate::waiting_room::WaitingRoom;
 pub struct Worker {
     /// Its index among the workers.
     pub index: usize,
+    /// The control thread's runtime.
+    pub control: Handle,
     /// The configuration.
     pub config: Arc<Config>,
     /// The books of the process.
@@ -69,19 +76,16 @@ pub struct Door {
 /// Why a worker ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// No runtime, no thread or no epoll instance: descriptors, memory.
+    /// No epoll instance, or no memory for a listener in it.
     #[error("a worker cannot start: {0}")]
     Start(#[from] io::Error),
-    /// The engine's wait failed.
-    #[error("a worker's engine ended: {0}")]
-    Engine(io::Error),
+    /// The kernel refused to wait.
+    #[error("a worker cannot wait for events: {0}")]
+    Wait(io::Error),
     /// A fault of ours.
-    #[error("a worker's engine panicked; the message is above")]
-    EnginePanicked,
+    #[error("a worker's task ended: {0}")]
+    Task(#[from] JoinError),
 }
-
-/// How the engine's thread ended; nothing when it panicked.
-type EngineEnd = oneshot::Receiver<io::Result<()>>;
 
 impl Worker {
     /// Serves until the phase is [`Phase::Over`], or [`Phase::Finishing`] and nothing is open any more. Calls `started` once it
@@ -89,27 +93,40 @@ impl Worker {
     ///
     /// # Errors
     /// See [`WorkerError`].
-    pub fn run(self, started: impl FnOnce()) -> Result<(), WorkerError> {
+    pub fn run(self, started: impl FnOnce() + 'static) -> Result<(), WorkerError> {
         if self.config.relay.pin {
             pin_to_core(self.index);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        LocalSet::new().block_on(&runtime, self.serve(started))
+        // What is not worth being written for the reactor (answers to health checks) is served by the control thread's.
+        let control = self.control.clone();
+        let _entered = control.enter();
+        let reactor = Rc::new(Reactor::new(self.config.relay.spin)?);
+        let engine = Rc::new(RefCell::new(Engine::new(
+            self.books.clone(),
+            self.index,
+            self.config.relay.mode,
+            self.config.drain.close,
+            self.pipe_budget.clone(),
+        )));
+        let tasks = LocalSet::new();
+        let serving = tasks.spawn_local(self.serve(reactor.clone(), engine.clone(), started));
+        turns(&reactor, &engine, tasks, serving)
     }
 
-    async fn serve(mut self, started: impl FnOnce()) -> Result<(), WorkerError> {
-        let (intake, mut engine_end) = self.start_engine()?;
-        let intake = Rc::new(intake);
+    async fn serve(
+        mut self,
+        reactor: Rc<Reactor>,
+        engine: Rc<RefCell<Engine>>,
+        started: impl FnOnce(),
+    ) -> io::Result<()> {
         let (stop, over) = (CancellationToken::new(), CancellationToken::new());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &intake, &over);
+            let entrance = self.entrance(index, &door, &reactor, &engine, &over);
             entrances.push(entrance.clone());
             for socket in door.sockets {
-                let listener = TcpListener::from_std(socket)?;
+                let listener = Watched::new(&reactor, socket.into())?;
                 accepting.spawn_local(accept_loop(
                     listener,
                     entrance.clone(),
@@ -126,50 +143,35 @@ impl Worker {
         ));
         started();
         let mut phase = self.phase.clone();
-        tokio::select! {
-            end = &mut engine_end => return early(end),
-            _ = phase.wait_for(|phase| *phase >= Phase::Finishing) => {}
-        }
+        // Fails only when the control thread is gone: then there is nobody left to serve for.
+        let _ = phase.wait_for(|phase| *phase >= Phase::Finishing).await;
         stop.cancel();
         accepting.close();
         accepting.wait().await;
         sessions.close();
         let done = async {
             sessions.wait().await;
-            intake.emptied().await;
+            let emptied = engine.borrow().emptied();
+            while engine.borrow().sessions() > 0 {
+                emptied.notified().await;
+            }
         };
         tokio::select! {
-            end = &mut engine_end => return early(end),
             () = done => {}
             _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
         }
         over.cancel(); // whatever is not relaying yet ends itself
         sessions.wait().await;
-        intake.end(CloseReason::Drained);
-        early(engine_end.await)
-    }
-
-    /// Starts the engine's thread, on the same core where that is asked for.
-    fn start_engine(&self) -> io::Result<(Intake, EngineEnd)> {
-        let (engine, intake) = Engine::new(
-            self.books.clone(),
-            self.index,
-            self.config.relay,
-            self.config.drain.close,
-            self.pipe_budget.clone(),
-        )?;
-        let (ended, engine_end) = oneshot::channel();
-        thread::Builder::new()
-            .name(format!("relay-{}", self.index)) // inherits the affinity
-            .spawn(move || drop(ended.send(engine.run())))?;
-        Ok((intake, engine_end))
+        engine.borrow_mut().end_all(CloseReason::Drained);
+        Ok(())
     }
 
     fn entrance(
         &self,
         index: usize,
         door: &Door,
-        engine: &Rc<Intake>,
+        reactor: &Rc<Reactor>,
+        engine: &Rc<RefCell<Engine>>,
         over: &CancellationToken,
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
@@ -182,9 +184,10 @@ impl Worker {
             worker: self.index,
             limits: Arc::new(limits),
             upstream: upstream.name.clone(),
-            dialer: Rc::new(Dialer::new(upstream.clone(), self.index)),
+            dialer: Rc::new(Dialer::new(reactor.clone(), upstream.clone(), self.index)),
             books: self.books.clone(),
             engine: engine.clone(),
+            reactor: reactor.clone(),
             waiting: Rc::new(WaitingRoom::new(door.pending.clone())),
             spread: self.spread.clone(),
             descriptors: self.descriptors.clone(),
@@ -200,10 +203,43 @@ impl Worker {
     }
 }
 
-/// What the engine's end means for the worker.
-fn early(end: Result<io::Result<()>, RecvError>) -> Result<(), WorkerError> {
-    end.map_err(|_| WorkerError::EnginePanicked)?
-        .map_err(WorkerError::Engine)
+/// Turn after turn until `serving` has ended: tasks that were woken, then a wait, then what its events are about.
+fn turns(
+    reactor: &Reactor,
+    engine: &RefCell<Engine>,
+    tasks: LocalSet,
+    serving: JoinHandle<io::Result<()>>,
+) -> Result<(), WorkerError> {
+    let (mut tasks, mut serving) = (pin!(tasks), pin!(serving));
+    let waker = reactor.waker();
+    let mut context = Context::from_waker(&waker);
+    let mut events = Vec::with_capacity(BATCH);
+    let mut now = Instant::now();
+    loop {
+        if reactor.was_woken() {
+            // It is over when `serving` says so: the tasks are never all gone before.
+            let _ = tasks.as_mut().poll(&mut context);
+            if serving.is_finished()
+                && let Poll::Ready(end) = serving.as_mut().poll(&mut context)
+            {
+                return Ok(end??);
+            }
+        }
+        let (more, deadline) = (engine.borrow().has_more(), engine.borrow().deadline());
+        reactor
+            .wait(&mut events, more, now, deadline)
+            .map_err(WorkerError::Wait)?;
+        now = Instant::now();
+        let mut engine = engine.borrow_mut();
+        engine.begin(now);
+        for event in &events {
+            if let Some(token) = reactor.dispatch(event) {
+                engine.event(token, event.flags);
+            }
+        }
+        engine.go_on();
+        reactor.wake_sleepers(now);
+    }
 }
 
 /// Keeps the calling thread, and what it starts, on one of the cores that the process may use: the first worker on the first of them.

@@ -5,19 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::reason::{AcceptError, Fallback, Refusal, RelayPath};
 use crate::proxy_protocol::header::HeaderError;
 
-/// A number that one thread writes and anyone reads. Relaxed: each number is true by itself, no two belong together.
+/// A number that one worker writes and anyone reads. Relaxed: each number is true by itself, no two belong together.
 #[derive(Debug, Default)]
 pub struct Cell(AtomicU64);
 
 impl Cell {
-    /// Adds `n`. Only the owning thread calls this, so load and store lose nothing and cost no locked instruction.
+    /// Adds `n`. Only the owning worker calls this, so load and store lose nothing and cost no locked instruction.
     pub fn add(&self, n: u64) {
         self.set(self.get().wrapping_add(n));
-    }
-
-    /// Adds `n` to a number that both threads of a worker write: once or twice in a session, never in a transfer.
-    pub fn add_shared(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// Replaces the number: for gauges.

@@ -44,7 +44,7 @@ impl Meter {
 
     fn book(&mut self, reason: CloseReason) {
         self.closed = true;
-        self.account.shards[self.worker as usize].closed[reason as usize].add_shared(1);
+        self.account.shards[self.worker as usize].closed[reason as usize].add(1);
     }
 }
 

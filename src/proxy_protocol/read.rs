@@ -1,21 +1,21 @@
 //! Reads exactly one header from a client socket, however it arrives.
 
-use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::BufMut;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use super::decode::{Rules, decode};
 use super::header::{Addresses, Command, HeaderError};
+use crate::reactor::{END, Watched};
 
 /// A connection before its header is whole, and all there is to it: a successor could go on from these four values.
 #[derive(Debug)]
 pub struct Pending {
     /// The accepted socket.
-    pub client: TcpStream,
+    pub client: Watched,
     /// Its address: an NLB node, IPv4-mapped addresses made IPv4.
     pub peer: SocketAddr,
     /// What was read so far. Holds no memory until the first byte.
@@ -68,15 +68,20 @@ pub async fn read_header(
             true => HeaderError::FirstByteTimeout,
             false => HeaderError::HeaderTimeout,
         };
-        match timeout_at(pending.deadline, pending.client.readable()).await {
-            Err(_) => return Err(NoHeader::Refused(timeout)),
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(ended(silent)),
-        }
-        match take(&pending.client, &mut pending.read, rules.max_header) {
+        let announced = pending.client.announced(EventFlags::IN);
+        let reactor = pending.client.reactor();
+        let Some(announced) = reactor.timeout_at(pending.deadline, announced).await else {
+            return Err(NoHeader::Refused(timeout));
+        };
+        match take(
+            &pending.client,
+            announced,
+            &mut pending.read,
+            rules.max_header,
+        ) {
             Ok(0) => return Err(ended(silent)),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(Errno::AGAIN | Errno::INTR) => continue,
             Err(_) => return Err(ended(silent)),
         }
         if let Some(on_first_byte) = on_first_byte.take() {
@@ -94,11 +99,27 @@ pub async fn read_header(
     }
 }
 
-/// One read, straight into `buffer`; whatever it brings stays within `max_header` and one read's worth of payload.
-fn take(client: &TcpStream, buffer: &mut Vec<u8>, max_header: usize) -> io::Result<usize> {
-    let room = READ_AHEAD.min(max_header.max(READ_AHEAD) - buffer.len());
-    buffer.reserve_exact(room);
-    client.try_read_buf(&mut buffer.limit(room))
+/// One read; whatever it brings stays within `max_header` and one read's worth of payload.
+fn take(
+    client: &Watched,
+    announced: EventFlags,
+    buffer: &mut Vec<u8>,
+    max_header: usize,
+) -> Result<usize, Errno> {
+    let mut room = [0; READ_AHEAD];
+    let room = &mut room[..READ_AHEAD.min(max_header.max(READ_AHEAD) - buffer.len())];
+    let read = recv(client, &mut *room, RecvFlags::empty());
+    // Less than there was room for is all there is; but an end that was announced is still to be read.
+    let all = match read {
+        Ok((n, _)) => n < room.len() && !announced.intersects(END),
+        Err(errno) => errno == Errno::AGAIN,
+    };
+    if all {
+        client.drained();
+    }
+    let (n, _) = read?;
+    buffer.extend_from_slice(&room[..n]);
+    Ok(n)
 }
 
 /// A reset counts as an end: a health check may close either way.

@@ -1,26 +1,22 @@
-//! All relaying sessions of one worker: a slab of plain data and an epoll instance of their own.
+//! All relaying sessions of one worker: a slab of plain data, driven by the events of their sockets.
 //!
-//! [`Engine::run`] is a thread of its own: the wait on the epoll instance is the only one it has, so that a byte costs no runtime
-//! anything. An [`Intake`] gives it connected sessions; from then on the engine moves their bytes, bounds their time and ends them,
-//! in `Engine::end` and nowhere else. The clock is read once per batch of events.
+//! [`Engine::add`] takes a connected session over; from then on the engine moves its bytes, bounds its time and ends it, in
+//! `Engine::end` and nowhere else. The [`worker`](crate::worker) gives it a turn after each wait: [`Engine::begin`], an [`Engine::event`] for
+//! each that is the engine's, [`Engine::go_on`]. It reads no clock itself.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use slab::Slab;
 use socket2::SockRef;
+use tokio::sync::Notify;
 use tracing::debug;
 
 use super::half::FULL_READ;
-pub use super::intake::Intake;
-use super::intake::{Inbox, Order, intake};
 use super::lifetime::{Farewell, Phase, Verdict};
 use super::pipes::{Budget, Pipes};
 use super::pump::{Pump, Turn};
@@ -28,173 +24,125 @@ pub use super::session::{NewSession, Parties, Place};
 use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
-use crate::config::{CloseWith, Relay};
+use crate::config::{CloseWith, RelayMode};
 use crate::leg;
-
-/// Events taken from the kernel at a time.
-const BATCH: usize = 128;
-
-/// What epoll hands back when the intake's bell was rung.
-const BELL: u64 = u64::MAX;
-
-/// Not to wait at all.
-const NOT: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Engine {
-    epoll: OwnedFd,
-    inbox: Inbox,
     sessions: Slab<Session>,
     /// Sessions whose turn ended before their work did.
     more: VecDeque<usize>,
     timers: Timers,
     buffer: Box<[u8]>,
     pipes: Pipes,
-    relay: Relay,
+    mode: RelayMode,
     close_with: CloseWith,
     books: Arc<Books>,
     worker: usize,
     began: Instant,
     now: Millis,
+    /// Told whenever there is no session left.
+    emptied: Rc<Notify>,
 }
 
 impl Engine {
-    /// An engine without sessions, for `worker`, and the way into it; its pipes draw on `budget`.
-    ///
-    /// # Errors
-    /// No descriptor left for its epoll instance.
+    /// An engine without sessions, for `worker`; its pipes draw on `budget`.
+    #[must_use]
     pub fn new(
         books: Arc<Books>,
         worker: usize,
-        relay: Relay,
+        mode: RelayMode,
         close_with: CloseWith,
         budget: Arc<Budget>,
-    ) -> io::Result<(Self, Intake)> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let (intake, inbox) = intake()?;
-        let edges = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, inbox.bell(), EventData::new_u64(BELL), edges)?;
-        let engine = Self {
-            epoll,
-            inbox,
+    ) -> Self {
+        Self {
             sessions: Slab::new(),
             more: VecDeque::new(),
             timers: Timers::default(),
             buffer: vec![0; FULL_READ].into_boxed_slice(),
             pipes: Pipes::new(budget),
-            relay,
+            mode,
             close_with,
             books,
             worker,
             began: Instant::now(),
             now: 0,
-        };
-        Ok((engine, intake))
-    }
-
-    /// Relays until it is told to end, on the calling thread.
-    ///
-    /// # Errors
-    /// Its epoll instance failed: the kernel has no memory, or a fault of ours.
-    pub fn run(mut self) -> io::Result<()> {
-        let mut events = Vec::with_capacity(BATCH);
-        loop {
-            self.wait(&mut events)?;
-            self.read_clock();
-            for event in &events {
-                match event.data.u64() {
-                    BELL => {}
-                    token => self.event(token, event.flags),
-                }
-            }
-            if events.iter().any(|event| event.data.u64() == BELL)
-                && let Some(reason) = self.take_orders()
-            {
-                self.end_all(reason);
-                return Ok(());
-            }
-            for _ in 0..self.more.len() {
-                if let Some(index) = self.more.pop_front()
-                    && let Some(session) = self.sessions.get_mut(index)
-                {
-                    session.queued = false;
-                    self.drive(index);
-                }
-            }
-            while let Some(index) = self.timers.take_due(self.now) {
-                self.judge(index as usize);
-            }
+            emptied: Rc::default(),
         }
     }
 
-    /// Takes what the kernel reports; waits for it, unless there is more to do, until the nearest deadline.
-    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
-        if !self.more.is_empty() {
-            return self.poll(events, Some(&NOT));
-        }
-        if let Some(spin) = self.relay.spin {
-            let began = Instant::now();
-            while began.elapsed() < spin {
-                self.poll(events, Some(&NOT))?;
-                if !events.is_empty() {
-                    return Ok(());
-                }
-            }
-        }
-        let left = self.timers.next().map(|at| {
-            let left = Duration::from_millis(at).saturating_sub(self.began.elapsed());
-            Timespec::try_from(left).unwrap_or(NOT)
-        });
-        self.poll(events, left.as_ref())
+    /// Sessions that are being relayed.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
     }
 
-    fn poll(&self, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) -> io::Result<()> {
-        events.clear();
-        match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+    /// Tells whenever there is no session left.
+    #[must_use]
+    pub fn emptied(&self) -> Rc<Notify> {
+        self.emptied.clone()
     }
 
-    /// Does what it was told since it last looked; returns why everything is to end, when it is.
-    fn take_orders(&mut self) -> Option<CloseReason> {
-        while let Ok(order) = self.inbox.orders.try_recv() {
-            match order {
-                Order::Relay(session) => self.add(session),
-                Order::End(reason) => return Some(reason),
-            }
-        }
-        None
+    /// Whether it has work left that no event will tell of.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.more.is_empty()
+    }
+
+    /// When it must have a turn at the latest, whatever happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let at = self.timers.next()?;
+        self.began.checked_add(Duration::from_millis(at))
     }
 
     /// Takes a session over: whatever was read behind its header is sent at once, the rest follows readiness.
-    fn add(&mut self, new: NewSession) {
-        let mode = self.relay.mode;
-        let index = self.sessions.insert(Session::new(new, mode, self.now));
+    pub fn add(&mut self, new: NewSession) {
+        let index = self.sessions.insert(Session::new(new, self.mode, self.now));
         for side in Side::ALL {
-            let flags = EventFlags::IN
-                | EventFlags::PRI
-                | EventFlags::OUT
-                | EventFlags::RDHUP
-                | EventFlags::ET;
-            let token = EventData::new_u64(token(index, side));
-            let socket = &self.sessions[index].sockets[side as usize];
-            if epoll::add(&self.epoll, socket, token, flags).is_err() {
-                return self.end(index, CloseReason::Error, Farewell::Rst); // no memory, or max_user_watches
-            }
+            let session = &mut self.sessions[index];
+            let announced = session.sockets[side as usize].hand_over(token(index, side));
+            session.announced(side, announced);
         }
         self.drive(index);
     }
 
     /// Ends every session: the drain's deadline has come.
-    fn end_all(&mut self, reason: CloseReason) {
+    pub fn end_all(&mut self, reason: CloseReason) {
         let all: Vec<usize> = self.sessions.iter().map(|(index, _)| index).collect();
         for index in all {
             self.end(index, reason, self.farewell());
+        }
+    }
+
+    /// A turn begins.
+    pub fn begin(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.began).as_millis();
+        self.now = u64::try_from(elapsed).unwrap_or(Millis::MAX);
+    }
+
+    /// An event of one of its sockets.
+    pub fn event(&mut self, token: u64, flags: EventFlags) {
+        let (index, side) = session_of(token);
+        if let Some(session) = self.sessions.get_mut(index) {
+            session.announced(side, flags);
+            self.drive(index);
+        }
+    }
+
+    /// The rest of a turn: what is left over from before, and what is due.
+    pub fn go_on(&mut self) {
+        for _ in 0..self.more.len() {
+            if let Some(index) = self.more.pop_front()
+                && let Some(session) = self.sessions.get_mut(index)
+            {
+                session.queued = false;
+                self.drive(index);
+            }
+        }
+        while let Some(index) = self.timers.take_due(self.now) {
+            self.judge(index as usize);
         }
     }
 
@@ -204,32 +152,6 @@ impl Engine {
             CloseWith::Fin => Farewell::Fin,
             CloseWith::Rst => Farewell::Rst,
         }
-    }
-
-    fn read_clock(&mut self) {
-        self.now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX);
-    }
-
-    fn event(&mut self, token: u64, flags: EventFlags) {
-        let (index, side) = session_of(token);
-        // A session that ended earlier in this batch may have events left in it.
-        let Some(session) = self.sessions.get_mut(index) else {
-            return;
-        };
-        let end_announced = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        if end_announced || flags.contains(EventFlags::IN) {
-            session.half(side.outgoing()).source_ready(end_announced);
-        }
-        if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
-            session.half(side.other().outgoing()).sink_ready();
-        }
-        if flags.contains(EventFlags::PRI) {
-            session.half(side.outgoing()).source_has_urgent();
-        }
-        if flags.contains(EventFlags::ERR) {
-            session.half(side.outgoing()).source_has_error();
-        }
-        self.drive(index);
     }
 
     /// Gives both directions a turn and settles what came of it.
@@ -418,11 +340,13 @@ impl Engine {
             "session closed"
         );
         session.meter.close(reason);
-        self.inbox.ended();
+        if self.sessions.is_empty() {
+            self.emptied.notify_one();
+        }
     }
 }
 
-/// What epoll hands back with an event: the session's place in the slab and the side.
+/// What its sockets are known by: the session's place in the slab and the side.
 fn token(index: usize, side: Side) -> u64 {
     (index as u64) << 1 | side as u64
 }

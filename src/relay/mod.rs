@@ -7,7 +7,6 @@
 
 pub mod engine;
 pub mod half;
-mod intake;
 mod lifetime;
 pub mod pipes;
 mod pump;

@@ -1,7 +1,5 @@
 //! Does what a [`Half`] says, until it waits, fails or has had its turn.
 
-use std::os::fd::OwnedFd;
-
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
@@ -9,6 +7,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use super::half::{Half, Next};
 use super::pipes::Pipes;
 use crate::account::{Direction, Fallback, Meter, RelayPath, WorkerShard};
+use crate::reactor::Watched;
 use crate::sys::pipe::Pipe;
 
 /// What one direction moves in a turn before the others get theirs.
@@ -35,8 +34,8 @@ pub(super) struct Pump<'a> {
     pub(super) direction: Direction,
     pub(super) half: &'a mut Half,
     pub(super) pipe: &'a mut Option<Pipe>,
-    pub(super) source: &'a OwnedFd,
-    pub(super) sink: &'a OwnedFd,
+    pub(super) source: &'a Watched,
+    pub(super) sink: &'a Watched,
     pub(super) meter: &'a Meter,
     pub(super) buffer: &'a mut [u8],
     pub(super) pipes: &'a mut Pipes,

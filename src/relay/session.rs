@@ -1,9 +1,9 @@
 //! A session in its relaying phase, as plain data, and the decisions about its end.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, ioctl_fionread};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -12,6 +12,7 @@ use super::lifetime::{Lifetime, Phase};
 use super::timer::Millis;
 use crate::account::{CloseReason, Direction, Meter};
 use crate::config::{RelayMode, SessionLimits};
+use crate::reactor::{END, Watched};
 use crate::spread::Load;
 use crate::sys::pipe::Pipe;
 use crate::sys::socket::unacknowledged;
@@ -20,13 +21,13 @@ use crate::sys::socket::unacknowledged;
 /// longest way (327 ms), so that what paces itself by its answers is within.
 const QUIET: Millis = 1000;
 
-/// What the engine takes over once both sockets are connected. Both must be non-blocking and have no other descriptor.
+/// What the engine takes over once both sockets are connected.
 #[derive(Debug)]
 pub struct NewSession {
     /// Towards the balancer.
-    pub client_socket: OwnedFd,
+    pub client_socket: Watched,
     /// Towards the control plane.
-    pub upstream_socket: OwnedFd,
+    pub upstream_socket: Watched,
     /// Payload that was read behind the header.
     pub first: Vec<u8>,
     /// Its hold on the account.
@@ -102,7 +103,7 @@ impl Side {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub(super) sockets: [OwnedFd; 2],
+    pub(super) sockets: [Watched; 2],
     pub(super) halves: [Half; 2],
     pub(super) pipes: [Option<Pipe>; 2],
     pub(super) meter: Meter,
@@ -132,6 +133,23 @@ impl Session {
             due: None,
             lost: None,
             queued: false,
+        }
+    }
+
+    /// The kernel announced something of a side.
+    pub(super) fn announced(&mut self, side: Side, flags: EventFlags) {
+        let end = flags.intersects(END);
+        if end || flags.contains(EventFlags::IN) {
+            self.half(side.outgoing()).source_ready(end);
+        }
+        if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
+            self.half(side.other().outgoing()).sink_ready();
+        }
+        if flags.contains(EventFlags::PRI) {
+            self.half(side.outgoing()).source_has_urgent();
+        }
+        if flags.contains(EventFlags::ERR) {
+            self.half(side.outgoing()).source_has_error();
         }
     }
 
@@ -165,7 +183,7 @@ impl Session {
 /// Bytes that were taken from one side and that the other has not acknowledged, here and in the kernel.
 pub(super) fn undelivered(
     halves: &[Half; 2],
-    sockets: &[OwnedFd; 2],
+    sockets: &[Watched; 2],
     lost: Option<(Side, CloseReason)>,
 ) -> u64 {
     let held: usize = halves.iter().map(Half::held).sum();

@@ -3,17 +3,19 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, sleep, timeout_at};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::{debug, warn};
 
 use super::Upstream;
 use crate::config::SessionLimits;
 use crate::leg;
+use crate::reactor::{END, Reactor, Watched};
 use crate::telemetry::LogLimiter;
 
 /// Why no connection was made.
@@ -28,6 +30,7 @@ pub enum ConnectError {
 /// One worker's way to an upstream: takes its addresses in turn.
 #[derive(Debug)]
 pub struct Dialer {
+    reactor: Rc<Reactor>,
     upstream: Arc<Upstream>,
     /// Where the next session begins in the list.
     turn: Cell<usize>,
@@ -38,8 +41,9 @@ pub struct Dialer {
 impl Dialer {
     /// `worker` sets where the turns begin, so that workers do not go round in step.
     #[must_use]
-    pub fn new(upstream: Arc<Upstream>, worker: usize) -> Self {
+    pub fn new(reactor: Rc<Reactor>, upstream: Arc<Upstream>, worker: usize) -> Self {
         Self {
+            reactor,
             upstream,
             turn: Cell::new(worker),
             failures: LogLimiter::default(),
@@ -54,7 +58,7 @@ impl Dialer {
     pub async fn connect(
         &self,
         limits: &SessionLimits,
-    ) -> Result<(TcpStream, SocketAddr), ConnectError> {
+    ) -> Result<(Watched, SocketAddr), ConnectError> {
         let deadline = Instant::now() + self.upstream.connect_deadline;
         let addresses = self.addresses(deadline).await?;
         let first = self.turn.get();
@@ -79,36 +83,41 @@ impl Dialer {
         address: SocketAddr,
         limits: &SessionLimits,
         deadline: Instant,
-    ) -> io::Result<TcpStream> {
+    ) -> io::Result<Watched> {
         loop {
             let began = Instant::now();
             let until = deadline.min(began + self.upstream.connect_timeout);
-            match timeout_at(until, dial(address, limits)).await {
-                Ok(Ok(stream)) => {
+            let dialled = dial(&self.reactor, address, limits);
+            match self.reactor.timeout_at(until, dialled).await {
+                Some(Ok(stream)) => {
                     let took = began.elapsed().as_secs_f64();
                     self.upstream.connect_seconds.observe(took);
                     return Ok(stream);
                 }
-                Ok(Err(error)) if is_ours(&error) && began + REST < deadline => {
-                    if let Some(suppressed) = self.shortages.allow(began.into_std()) {
+                Some(Err(error)) if is_ours(&error) && began + REST < deadline => {
+                    if let Some(suppressed) = self.shortages.allow(began) {
                         warn!(%error, suppressed, "no socket left for an upstream; waiting for one (descriptors: LimitNOFILE)");
                     }
-                    sleep(REST).await;
+                    self.reactor.sleep_until(Instant::now() + REST).await;
                 }
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                Some(Err(error)) => return Err(error),
+                None => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
     }
 
     /// The list as it is now; waits for the first look-up of a process that has just started.
     async fn addresses(&self, deadline: Instant) -> Result<Arc<[SocketAddr]>, ConnectError> {
+        let known = self.upstream.published.borrow().addresses.clone();
+        if !known.is_empty() {
+            return Ok(known);
+        }
         let mut published = self.upstream.published.subscribe();
         let known =
             published.wait_for(|published| published.looked_up || !published.addresses.is_empty());
-        let addresses = match timeout_at(deadline, known).await {
-            Ok(Ok(published)) => published.addresses.clone(),
-            Ok(Err(_)) | Err(_) => return Err(ConnectError::NoAddress),
+        let addresses = match self.reactor.timeout_at(deadline, known).await {
+            Some(Ok(published)) => published.addresses.clone(),
+            Some(Err(_)) | None => return Err(ConnectError::NoAddress),
         };
         if addresses.is_empty() {
             self.upstream.refresh.notify_waiters();
@@ -120,7 +129,7 @@ impl Dialer {
     fn failed(&self, address: SocketAddr, error: &io::Error) {
         self.upstream.refresh.notify_waiters();
         let upstream = &*self.upstream.name;
-        match self.failures.allow(Instant::now().into_std()) {
+        match self.failures.allow(Instant::now()) {
             Some(suppressed) => {
                 warn!(upstream, %address, %error, suppressed, "cannot connect to the upstream")
             }
@@ -141,11 +150,25 @@ fn is_ours(error: &io::Error) -> bool {
     )
 }
 
-async fn dial(address: SocketAddr, limits: &SessionLimits) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
+async fn dial(
+    reactor: &Rc<Reactor>,
+    address: SocketAddr,
+    limits: &SessionLimits,
+) -> io::Result<Watched> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     leg::set_options(&socket, limits)?;
-    socket.connect(address).await
+    match socket.connect(&address.into()) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        _ => {}
+    }
+    // Only now: a socket that is not connecting counts as hung up.
+    let socket = Watched::new(reactor, socket.into())?;
+    let announced = socket.announced(EventFlags::OUT).await;
+    if announced.intersects(END)
+        && let Some(error) = SockRef::from(&socket).take_error()?
+    {
+        return Err(error);
+    }
+    Ok(socket)
 }
