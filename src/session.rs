@@ -99,7 +99,8 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                 return;
             };
             return tokio::select! {
-                () = health::answer(client, sent, *entrance.phase.borrow()) => {}
+                // Boxed: it is larger than all the rest, and every connection would carry room for it.
+                () = Box::pin(health::answer(client, sent, *entrance.phase.borrow())) => {}
                 () = ticket.shown_out() => {}
                 () = entrance.over.cancelled() => {}
             };

@@ -85,7 +85,7 @@ async fn supervise(
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
     let (phase_sender, phase) = watch::channel(Phase::default());
     let descriptors = Arc::new(Semaphore::new(0)); // none before we are ready
-    let pipe_budget = Arc::new(Budget::of(user_quota()));
+    let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
     let doors = doors.into_iter().zip(passed);
     let mut workers_said = start_workers(doors, |index, (doors, passed)| Worker {

@@ -104,7 +104,7 @@ impl Worker {
         let engine = Rc::new(RefCell::new(Engine::new(
             self.books.clone(),
             self.index,
-            self.config.relay.mode,
+            self.config.relay,
             self.config.drain.close,
             self.pipe_budget.clone(),
         )));

@@ -24,7 +24,7 @@ pub use super::session::{NewSession, Parties, Place};
 use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
-use crate::config::{CloseWith, RelayMode};
+use crate::config::{CloseWith, Relay};
 use crate::leg;
 
 /// See the module.
@@ -36,7 +36,7 @@ pub struct Engine {
     timers: Timers,
     buffer: Box<[u8]>,
     pipes: Pipes,
-    mode: RelayMode,
+    relay: Relay,
     close_with: CloseWith,
     books: Arc<Books>,
     worker: usize,
@@ -52,7 +52,7 @@ impl Engine {
     pub fn new(
         books: Arc<Books>,
         worker: usize,
-        mode: RelayMode,
+        relay: Relay,
         close_with: CloseWith,
         budget: Arc<Budget>,
     ) -> Self {
@@ -62,7 +62,7 @@ impl Engine {
             timers: Timers::default(),
             buffer: vec![0; FULL_READ].into_boxed_slice(),
             pipes: Pipes::new(budget),
-            mode,
+            relay,
             close_with,
             books,
             worker,
@@ -99,7 +99,9 @@ impl Engine {
 
     /// Takes a session over: whatever was read behind its header is sent at once, the rest follows readiness.
     pub fn add(&mut self, new: NewSession) {
-        let index = self.sessions.insert(Session::new(new, self.mode, self.now));
+        let index = self
+            .sessions
+            .insert(Session::new(new, self.relay.mode, self.now));
         for side in Side::ALL {
             let session = &mut self.sessions[index];
             let announced = session.sockets[side as usize].hand_over(token(index, side));
@@ -181,6 +183,13 @@ impl Engine {
                 let finished_before = pump.half.is_finished();
                 let turn = pump.turn();
                 let moved = pump.moved;
+                if let Some(size) = self.relay.stalled_receive_buffer
+                    && session.halves[direction as usize].began_to_stall()
+                {
+                    // Half, because the kernel takes twice what it is told (socket(7), SO_RCVBUF). It fails for no size that is allowed.
+                    let source = SockRef::from(&session.sockets[side as usize]);
+                    let _ = source.set_recv_buffer_size(size / 2);
+                }
                 session.bytes[direction as usize] += moved;
                 if moved > 0 || finished_before != session.halves[direction as usize].is_finished()
                 {

@@ -70,8 +70,17 @@ pub struct Half {
     writable: bool,
     /// Reads to be passed on whole before the limit is lifted again.
     caution: u8,
+    /// Whether the sink ever refused bytes, and whether that was asked for since.
+    stalled: Stalled,
     source: Source,
     sink: Sink,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stalled {
+    Never,
+    Untold,
+    Told,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +117,7 @@ impl Half {
             urgent: false,
             writable: true,
             caution: 0,
+            stalled: Stalled::Never,
             source: Source::Open,
             sink: Sink::Open,
         }
@@ -188,6 +198,18 @@ impl Half {
     pub fn sink_blocked(&mut self) {
         self.writable = false;
         self.caution = CAUTION;
+        if self.stalled == Stalled::Never {
+            self.stalled = Stalled::Untold;
+        }
+    }
+
+    /// Whether the sink refused bytes for the first time: true once.
+    pub fn began_to_stall(&mut self) -> bool {
+        let untold = self.stalled == Stalled::Untold;
+        if untold {
+            self.stalled = Stalled::Told;
+        }
+        untold
     }
 
     /// `n` bytes were read with room for `limit`; none is the end.
@@ -270,9 +292,9 @@ impl Half {
     }
 
     /// Bytes were read that the sink did not take.
-    pub fn keep(&mut self, rest: &[u8]) {
+    pub fn keep(&mut self, rest: Box<[u8]>) {
         self.sink_blocked();
-        self.kept = Some((rest.into(), 0));
+        self.kept = Some((rest, 0));
     }
 
     /// The sink took a whole read.
@@ -383,7 +405,7 @@ mod tests {
         half.flushed(40);
         assert_eq!(half.next(), Next::PassFin);
         let mut half = self::half();
-        half.keep(b"tail");
+        half.keep((*b"tail").into());
         half.received(0, FULL_READ);
         assert_eq!(half.next(), Next::Wait);
         half.sink_ready();
@@ -440,7 +462,7 @@ mod tests {
     #[test]
     fn a_stalled_direction_reads_less_until_four_reads_were_passed_on() {
         let mut half = half();
-        half.keep(b"x");
+        half.keep((*b"x").into());
         half.sink_ready();
         half.sent_kept(1);
         for _ in 0..4 {
@@ -453,6 +475,17 @@ mod tests {
             half.passed_on();
         }
         assert_eq!(half.next(), COPY);
+    }
+
+    #[test]
+    fn the_first_stall_is_told_once() {
+        let mut half = half();
+        assert!(!half.began_to_stall());
+        half.sink_blocked();
+        assert!(half.began_to_stall());
+        half.sink_ready();
+        half.sink_blocked();
+        assert!(!half.began_to_stall());
     }
 
     #[test]

@@ -28,25 +28,34 @@ const MOST: usize = 256;
 /// What all workers' pipes together may take of the user's quota.
 #[derive(Debug)]
 pub struct Budget {
-    bound: Option<usize>,
+    /// In bytes; `usize::MAX` is without bound.
+    bound: usize,
+    /// What a worker may keep in empty pipes, in bytes: half of everything is for those who have bytes to move.
+    idle: usize,
     taken: AtomicUsize,
 }
 
 impl Budget {
-    /// Three quarters of `quota`: the same user's other processes have pipes too. `None` is without bound.
+    /// Three quarters of `quota` for so many workers: the same user's other processes have pipes too. `None` is without bound.
     #[must_use]
-    pub fn of(quota: Option<usize>) -> Self {
+    pub fn of(quota: Option<usize>, workers: usize) -> Self {
+        let bound = quota.map_or(usize::MAX, |quota| quota / 4 * 3);
         Self {
-            bound: quota.map(|quota| quota / 4 * 3),
+            bound,
+            idle: bound / 2 / workers,
             taken: AtomicUsize::new(0),
         }
     }
 
     fn take(&self, size: usize) -> bool {
-        let bound = self.bound.unwrap_or(usize::MAX);
-        let more = |taken: usize| taken.checked_add(size).filter(|sum| *sum <= bound);
+        let more = |taken: usize| taken.checked_add(size).filter(|sum| *sum <= self.bound);
         let order = Ordering::Relaxed;
         self.taken.fetch_update(order, order, more).is_ok()
+    }
+
+    /// Whether three quarters are taken.
+    fn is_scarce(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) > self.bound / 4 * 3
     }
 
     fn give_back(&self, size: usize) {
@@ -111,14 +120,23 @@ impl Pipes {
         })
     }
 
+    /// Whether a direction that cannot move should give its pipe back and keep the bytes itself, so that receivers who have stopped
+    /// reading never hold all pipes.
+    #[must_use]
+    pub fn are_scarce(&self) -> bool {
+        self.lent > MOST / 2 || self.budget.is_scarce()
+    }
+
     /// Takes a pipe back that was emptied.
     pub fn give_back(&mut self, pipe: Pipe, shard: &WorkerShard) {
+        let kept = self.usual.len() * USUAL + self.large.len() * LARGE;
+        let room = kept + pipe.size <= self.budget.idle;
         let idle = if pipe.size >= LARGE {
             &mut self.large
         } else {
             &mut self.usual
         };
-        if idle.len() < KEPT {
+        if idle.len() < KEPT && room {
             idle.push(pipe);
             self.returned(shard);
         } else {
@@ -152,7 +170,7 @@ mod tests {
     use super::*;
 
     fn pipes(quota: usize) -> Pipes {
-        Pipes::new(Arc::new(Budget::of(Some(quota))))
+        Pipes::new(Arc::new(Budget::of(Some(quota), 2)))
     }
 
     #[test]
@@ -180,6 +198,27 @@ mod tests {
         assert_eq!(pipes.lend(&shard).unwrap_err(), Fallback::Exhausted);
         pipes.destroy(lent.pop().unwrap(), &shard);
         assert_eq!(pipes.lend(&shard).unwrap().size, LARGE);
+    }
+
+    #[test]
+    fn empty_pipes_leave_half_of_the_budget_to_the_others() {
+        let (mut pipes, shard) = (pipes(8 * LARGE), WorkerShard::default()); // 6 MiB, 1.5 of it for our empty ones
+        let lent: Vec<Pipe> = (0..3).map(|_| pipes.lend(&shard).unwrap()).collect();
+        for pipe in lent {
+            pipes.give_back(pipe, &shard);
+        }
+        assert_eq!(shard.pipes_idle.get(), 1);
+        assert_eq!(pipes.budget.taken.load(Ordering::Relaxed), LARGE);
+    }
+
+    #[test]
+    fn pipes_are_scarce_before_there_are_none() {
+        let (mut pipes, shard) = (pipes(8 * LARGE), WorkerShard::default());
+        let mut lent = Vec::new();
+        while !pipes.are_scarce() {
+            lent.push(pipes.lend(&shard).unwrap());
+        }
+        assert!(pipes.lend(&shard).is_ok());
     }
 
     #[test]

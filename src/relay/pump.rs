@@ -1,6 +1,6 @@
 //! Does what a [`Half`] says, until it waits, fails or has had its turn.
 
-use rustix::io::Errno;
+use rustix::io::{Errno, read};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 
@@ -48,9 +48,12 @@ pub(super) struct Pump<'a> {
 const SPLICE: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
 
 impl Pump<'_> {
-    /// One turn. A pipe is kept beyond it only while it holds bytes.
+    /// One turn. A pipe is kept beyond it only while it holds bytes, and where pipes are scarce only while those move.
     pub(super) fn turn(&mut self) -> Turn {
-        let turn = self.steps();
+        let mut turn = self.steps();
+        if self.half.in_pipe() > 0 && turn == Turn::Over && self.pipes.are_scarce() {
+            turn = self.unload();
+        }
         if self.half.in_pipe() == 0
             && let Some(pipe) = self.pipe.take()
         {
@@ -105,13 +108,13 @@ impl Pump<'_> {
             Ok(sent) => {
                 self.book(sent, RelayPath::Copy);
                 match sent < n {
-                    true => self.half.keep(&self.buffer[sent..n]),
+                    true => self.half.keep(self.buffer[sent..n].into()),
                     false => self.half.passed_on(),
                 }
                 Ok(())
             }
             Err(Errno::AGAIN) => {
-                self.half.keep(&self.buffer[..n]);
+                self.half.keep(self.buffer[..n].into());
                 Ok(())
             }
             Err(errno) => Err(Turn::SinkFailed(errno)),
@@ -175,6 +178,26 @@ impl Pump<'_> {
         }
     }
 
+    /// Takes the bytes out of the pipe and keeps them on the heap, as copying would; one pipe's worth at most.
+    fn unload(&mut self) -> Turn {
+        let (Some(pipe), len) = (self.pipe.as_ref(), self.half.in_pipe()) else {
+            return Turn::Over;
+        };
+        let (mut bytes, mut got) = (vec![0; len].into_boxed_slice(), 0);
+        while got < len {
+            match read(&pipe.output, &mut bytes[got..]) {
+                Ok(n) if n > 0 => got += n,
+                Err(Errno::INTR) => {}
+                // Bytes that were counted are not there: the stream must not go on without them.
+                Ok(_) => return Turn::SinkFailed(Errno::IO),
+                Err(errno) => return Turn::SinkFailed(errno),
+            }
+        }
+        self.half.flushed(len);
+        self.half.keep(bytes);
+        Turn::Over
+    }
+
     fn pass_fin(&mut self) -> Result<(), Turn> {
         match shutdown(self.sink, Shutdown::Write) {
             Ok(()) => {
@@ -212,5 +235,93 @@ impl Pump<'_> {
             errno => return Err(Turn::SinkFailed(errno)),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::account::{AccountKey, Books};
+    use crate::config::RelayMode;
+    use crate::reactor::Reactor;
+    use crate::relay::pipes::Budget;
+
+    const MIB: usize = 1024 * 1024;
+
+    /// Our end, in a reactor, and the other.
+    fn pair(reactor: &Rc<Reactor>) -> (Watched, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Watched::new(reactor, ours.into()).unwrap();
+        (ours, listener.accept().unwrap().0)
+    }
+
+    fn account_key() -> AccountKey {
+        AccountKey {
+            listener: "in".into(),
+            endpoint: "vpce-1".into(),
+            upstream: "cp".into(),
+        }
+    }
+
+    #[test]
+    fn where_pipes_are_scarce_a_blocked_direction_gives_its_pipe_back_and_loses_nothing() {
+        let reactor = Rc::new(Reactor::new(None).unwrap());
+        let (source, mut sender) = pair(&reactor);
+        let (sink, receiver) = pair(&reactor);
+        let books = Books::new(&[], 1, 1);
+        let meter = Meter::open(books.account(account_key()), 0);
+        // Room for one usual pipe: with it lent, pipes are scarce.
+        let mut pipes = Pipes::new(Arc::new(Budget::of(Some(MIB * 3 / 8), 1)));
+        let (mut half, mut pipe) = (Half::new(RelayMode::Splice, Vec::new()), None);
+        let mut buffer = vec![0; MIB / 4];
+        let sent: Vec<u8> = (0..32 * MIB).map(|n| (n / 7) as u8).collect();
+        let expected = sent.clone();
+        let sending = std::thread::spawn(move || sender.write_all(&sent));
+        let mut turn = || {
+            half.source_ready(false);
+            half.sink_ready();
+            let turn = Pump {
+                direction: Direction::ToUpstream,
+                half: &mut half,
+                pipe: &mut pipe,
+                source: &source,
+                sink: &sink,
+                meter: &meter,
+                buffer: &mut buffer,
+                pipes: &mut pipes,
+                shard: books.worker(0),
+                moved: 0,
+            }
+            .turn();
+            (turn, half.in_pipe(), half.kept().len())
+        };
+        let mut kept = 0;
+        while kept == 0 {
+            let (turn, in_pipe, now_kept) = turn();
+            assert!(matches!(turn, Turn::Over | Turn::More), "{turn:?}");
+            assert!(
+                in_pipe == 0 || turn == Turn::More,
+                "a blocked direction has a pipe"
+            );
+            kept = now_kept;
+        }
+        let shard = books.worker(0);
+        assert_eq!(shard.pipes_lent.get(), 0);
+        assert_eq!(shard.fallbacks[Fallback::SmallPipe as usize].get(), 0);
+        receiver.set_nonblocking(true).unwrap();
+        let mut received = Vec::with_capacity(expected.len());
+        while received.len() < expected.len() {
+            let _ = turn();
+            let _ = (&receiver).take(MIB as u64).read_to_end(&mut received); // as much as there is
+        }
+        sending.join().unwrap().unwrap();
+        assert!(received == expected);
     }
 }
