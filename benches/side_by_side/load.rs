@@ -28,7 +28,7 @@ use crate::{
     lab::{Ends, World},
     peers::Running,
     short::Short,
-    workload::{Traffic, Workload},
+    workload::{Cut, Traffic, Workload},
 };
 
 /// A write of bulk data.
@@ -115,9 +115,9 @@ impl<'a> Prepared<'a> {
             Over::Short(short) => return short.run(length),
             Over::Connected(ends) => {
                 let (client, origin) = (&ends.client, &ends.origin);
-                let sender = match self.what.fragments {
-                    true => Sender::fragments()?,
-                    false => Sender::Copying(vec![7; WRITE]),
+                let sender = match self.what.cut {
+                    Cut::Dense => Sender::Copying(vec![7; WRITE]),
+                    Cut::Fragments | Cut::Packets => Sender::fragments()?,
                 };
                 return match self.what.traffic {
                     Traffic::ToUpstream => bulk(client, origin, &sender, length),

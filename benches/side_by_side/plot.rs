@@ -5,7 +5,7 @@ use std::fmt::{Result, Write};
 use crate::{
     report::Report,
     summary::{Figure, Spread},
-    workload::{FRAGMENTS, OPEN_LOOP, SHORT, bulk_name, exchange_name},
+    workload::{FRAGMENTS, OPEN_LOOP, PACKETS, SHORT, bulk_name, exchange_name},
 };
 
 const LABEL: f64 = 200.0;
@@ -115,6 +115,11 @@ fn panels(report: &Report<'_>) -> Vec<Panel> {
         of(&bulk_name("to_client", 16), Figure::Relay, relay_bulk),
         of(
             &(bulk_name("to_client", 16) + FRAGMENTS),
+            Figure::Relay,
+            relay_bulk,
+        ),
+        of(
+            &(bulk_name("to_client", 16) + PACKETS),
             Figure::Relay,
             relay_bulk,
         ),

@@ -76,7 +76,7 @@ pub(crate) fn end(profile: Option<Profile>) -> io::Result<()> {
             .arg(&data);
         command.args(more).stderr(Stdio::null()).output()
     };
-    let flat = report(&["--call-graph", "none", "--sort", "symbol"])?.stdout;
+    let flat = report(&["--call-graph", "none", "--fields", "overhead,symbol"])?.stdout;
     let calls = report(&["--sort", "symbol"])?.stdout;
     let flat = String::from_utf8_lossy(&flat).into_owned();
     let lines = flat

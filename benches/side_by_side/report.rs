@@ -101,7 +101,8 @@ impl Report<'_> {
         if let Some(Spread { median, min, max }) = self.packet {
             writeln!(
                 text,
-                "- MTU-sized fragments: the sender's packets were of {min:.0} to {max:.0} bytes on average (middle {median:.0}), each in a page of its own; TSO is off (`gso_max_segs 1`), GRO too"
+                "- MTU-sized fragments: the sender's pages have 1,448 bytes each in them, many to a packet, as GRO joins what a network card delivered. \
+                 MTU-sized packets: the same with one to a packet, TSO off (`gso_max_segs 1`) and GRO too: packets of {min:.0} to {max:.0} bytes on average (middle {median:.0})"
             )?;
         }
         if let Some(rate) = self.rate {
@@ -123,8 +124,9 @@ impl Report<'_> {
         }
         writeln!(
             text,
-            "\nHAProxy 2.6 considers `splice-auto` only when a session's timers run out, after a minute with the timeouts set here (1 m), so a fresh \
-             flow is copied. *HAProxy splice* does from the first byte what `splice-auto` comes to do; ratios to HAProxy's splicing are to that one.\n"
+            "\nHAProxy 2.6 considers `splice-auto` only when a session's task runs, which in a steady flow can be as late as its timers, here a minute: \
+             the short flows of this benchmark it copies. *HAProxy splice* does from the first byte what `splice-auto` comes to do; what is wanted by \
+             HAProxy's splicing is judged against that one.\n"
         )
     }
 

@@ -14,7 +14,7 @@ use crate::{
     settings::Room,
     summary::Spread,
     variant::{Role, Variant},
-    workload::{Traffic, Workload, exchange_name},
+    workload::{Cut, Traffic, Workload, exchange_name},
 };
 
 /// A relay that had to share its core moves more at a time, and some of its work is booked to others: beyond this part of the time a measurement
@@ -96,7 +96,7 @@ impl Rounds<'_> {
             if what.traffic == Traffic::OpenLoop && self.rate.is_none() {
                 self.rate = Some(self.rate_of(&samples));
             }
-            self.world.one_segment_per_packet(what.fragments);
+            self.world.one_segment_per_packet(what.cut == Cut::Packets);
             for variant in shuffled(relays.len()) {
                 let Some(relay) = &relays[variant] else {
                     continue;
@@ -169,7 +169,7 @@ impl Rounds<'_> {
             Traffic::ToUpstream => &self.world.client,
             _ => &self.world.origin,
         };
-        let sent = workload.fragments.then(|| World::sent(sender));
+        let sent = (workload.cut == Cut::Packets).then(|| World::sent(sender));
         let profile = profile::begin(relay, workload, length)?;
         let (relay_before, load_before) = (relay.usage()?, processor::own());
         let machine = Machine::now(self.cores)?;

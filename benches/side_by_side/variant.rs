@@ -44,7 +44,7 @@ pub(crate) enum Role {
 pub(crate) struct Variant {
     /// For the program.
     pub(crate) role: Role,
-    /// For the report and for `BENCH_RELAYS`.
+    /// For the report and for `BENCH_RELAYS`: without a comma.
     pub(crate) name: String,
     /// What its binary says it is; `-` where there is none.
     pub(crate) version: String,
@@ -194,22 +194,19 @@ pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<S
     let unprivileged = [
         (
             Role::HaproxyUnprivileged,
-            "HAProxy splice 1M pipes, unprivileged",
+            "HAProxy splice 1M pipes unprivileged",
         ),
         (
             Role::HaproxyAmongIdle,
-            "HAProxy splice 1M pipes, unprivileged among 1,500 idle",
+            "HAProxy splice 1M pipes unprivileged among 1500 idle",
         ),
     ];
     for (role, name) in unprivileged {
         haproxy(role, name, &uid, kind(&tuned, &both));
     }
     let unprivileged = [
-        (Role::OursUnprivileged, "tollgate, unprivileged"),
-        (
-            Role::OursAmongIdle,
-            "tollgate, unprivileged among 1,500 idle",
-        ),
+        (Role::OursUnprivileged, "tollgate unprivileged"),
+        (Role::OursAmongIdle, "tollgate unprivileged among 1500 idle"),
     ];
     for (role, name) in unprivileged {
         let settings = format!("{settings}; as an ordinary user");

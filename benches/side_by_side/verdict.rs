@@ -6,7 +6,7 @@ use crate::{
     report::{Report, shown},
     summary::{Figure, Spread},
     variant::Role,
-    workload::{FRAGMENTS, OPEN_LOOP, SHORT, UNPRIVILEGED, bulk_name, exchange_name},
+    workload::{FRAGMENTS, OPEN_LOOP, PACKETS, SHORT, UNPRIVILEGED, bulk_name, exchange_name},
 };
 
 /// What a stalled receiver may make a relay hold outside of sockets: its largest pipe. And in sockets: what they are allowed, twice each way.
@@ -142,6 +142,9 @@ impl Claims<'_> {
             .collect();
         let one: Vec<String> = DIRECTIONS.map(|to| bulk_name(to, 1)).to_vec();
         let fragments: Vec<String> = bulk.iter().map(|name| name.clone() + FRAGMENTS).collect();
+        let packets: Vec<String> = [1, 16]
+            .map(|flows| bulk_name("to_client", flows) + PACKETS)
+            .to_vec();
         let each = |names: &[String], claim: &dyn Fn(&str) -> Claim| -> Vec<Claim> {
             names.iter().map(|name| claim(name)).collect()
         };
@@ -221,6 +224,17 @@ impl Claims<'_> {
                 stretch: (
                     "≤ 1.0 x the best peer set by hand",
                     each(&fragments, &|name| self.best(name, 1.0)),
+                ),
+            },
+            Row {
+                name: "the same one to a packet: GRO and TSO off",
+                wanted: (
+                    "≤ 0.38 x HAProxy splice",
+                    against(&packets, &[(HaproxySplice, 0.38)]),
+                ),
+                stretch: (
+                    "≤ 1.0 x the best peer set by hand",
+                    each(&packets, &|name| self.best(name, 1.0)),
                 ),
             },
             Row {

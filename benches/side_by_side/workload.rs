@@ -32,10 +32,21 @@ pub(crate) enum Unit {
     Both,
 }
 
+/// How bulk is cut up on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Packets of up to 64 KiB, filled densely: what two programs on one machine send each other.
+    Dense,
+    /// Each page has one segment's payload in it, as network cards deliver them; many to a packet, as GRO joins them.
+    Fragments,
+    /// The same, one to a packet: GRO and TSO are off.
+    Packets,
+}
+
 /// A kind of traffic on so many connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
-    /// For the report and for `BENCH_ONLY`.
+    /// For the report and for `BENCH_ONLY`: without a comma.
     pub(crate) name: String,
     /// What moves.
     pub(crate) traffic: Traffic,
@@ -43,8 +54,8 @@ pub(crate) struct Workload {
     pub(crate) connections: usize,
     /// The relay shares the core of client and origin.
     pub(crate) same_core: bool,
-    /// One segment per packet, each in a page of its own, as network cards deliver them.
-    pub(crate) fragments: bool,
+    /// How bulk is cut up on the wire.
+    pub(crate) cut: Cut,
     /// Through which relays.
     relays: Vec<Role>,
 }
@@ -56,7 +67,7 @@ impl Workload {
             traffic,
             connections,
             same_core: false,
-            fragments: false,
+            cut: Cut::Dense,
             relays: relays.to_vec(),
         }
     }
@@ -101,10 +112,11 @@ pub(crate) fn exchange_name(size: &str, connections: usize) -> String {
 }
 
 /// What is added to the names of those that differ by it.
-pub(crate) const FRAGMENTS: &str = ", MTU-sized fragments";
-pub(crate) const UNPRIVILEGED: &str = ", unprivileged user";
+pub(crate) const FRAGMENTS: &str = " in MTU-sized fragments";
+pub(crate) const PACKETS: &str = " in MTU-sized packets";
+pub(crate) const UNPRIVILEGED: &str = " as an unprivileged user";
 /// Names of those that there is one of.
-pub(crate) const SHORT: &str = "short connections with PROXY v2 header, 32 at a time";
+pub(crate) const SHORT: &str = "short connections with PROXY v2 header";
 pub(crate) const MIXED: &str = "500 mixed sessions beside a bulk flow";
 pub(crate) const OPEN_LOOP: &str = "open-loop 1 KiB on 64 connections beside a bulk flow";
 
@@ -156,9 +168,13 @@ pub(crate) fn workloads() -> Vec<Workload> {
         for (traffic, to) in DIRECTIONS {
             let name = bulk_name(to, flows) + FRAGMENTS;
             let mut workload = Workload::new(name, traffic, flows, &fragments);
-            workload.fragments = true;
+            workload.cut = Cut::Fragments;
             all.push(workload);
         }
+        let name = bulk_name("to_client", flows) + PACKETS;
+        let mut workload = Workload::new(name, Traffic::ToClient, flows, &fragments);
+        workload.cut = Cut::Packets;
+        all.push(workload);
     }
     for flows in [1, 16] {
         let name = bulk_name("to_client", flows) + UNPRIVILEGED;
