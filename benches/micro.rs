@@ -1,4 +1,4 @@
-//! What happens once per connection or once per transfer, by itself: a header decoded, an account found, bytes booked.
+//! What happens once per connection or once per transfer, by itself: a header decoded, a route chosen, an account found, bytes booked.
 //!
 //! `cargo bench --bench micro`
 
@@ -7,8 +7,9 @@ use std::{collections::HashMap, sync::Arc};
 use divan::{Bencher, black_box};
 use tollgate::{
     account::{Account, AccountKey, Books, CloseReason, Direction, Meter},
-    config::CrcPolicy,
+    config::{Config, CrcPolicy},
     proxy_protocol::decode::{Rules, decode},
+    upstream::Upstream,
 };
 
 /// A header as NLB sends it for PrivateLink: 100 bytes with checksum, endpoint id and padding.
@@ -51,6 +52,26 @@ fn decode_header_byte_by_byte(bencher: Bencher<'_, '_>) {
     bencher.bench(|| {
         let mut lengths = 1..=bytes.len();
         lengths.any(|length| matches!(decode(black_box(&bytes[..length]), rules), Ok(Some(_))))
+    });
+}
+
+/// The next address of a listener's upstream, of so many: what every connection takes. The names behind them are looked up elsewhere.
+#[divan::bench(args = [1, 8, 256])]
+fn route(bencher: Bencher<'_, '_>, addresses: usize) {
+    let target = |n: usize| format!("\"10.0.{}.{}:443\"", n / 250, n % 250 + 1);
+    let targets: Vec<String> = (0..addresses).map(target).collect();
+    let text = format!(
+        "[[listener]]\nname = \"ingest\"\nbind = \"0.0.0.0:8443\"\nproxy_protocol = \"off\"\nupstream = \"origin\"\n\
+         [[upstream]]\nname = \"origin\"\ntargets = [{}]\n",
+        targets.join(", ")
+    );
+    let config = Config::from_str(&text, "this benchmark").expect("it is right");
+    let upstream = Upstream::new(config.upstreams.first().expect("there is one"));
+    let mut turn = 0_usize;
+    bencher.bench_local(|| {
+        turn = turn.wrapping_add(1);
+        let addresses = upstream.addresses();
+        addresses[black_box(turn) % addresses.len()]
     });
 }
 

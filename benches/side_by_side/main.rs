@@ -1,61 +1,50 @@
-//! The relay beside nginx's stream proxy, HAProxy and no relay at all, in one run on one machine.
+//! The relay beside HAProxy, nginx's stream proxy, the kernel's NAT and no relay at all, in one run on one machine.
 //!
 //! `make bench`, or `cargo bench --bench side_by_side`. Three hosts (network namespaces, no root needed) in a row: client, relay, origin. The
 //! relay under test has a core of its own, client and origin share another one. Every round starts each relay anew and takes every
-//! workload through each of them in a shuffled order, so that whatever else the machine does meets all alike. The figures to look at are
+//! workload through each of its relays in a shuffled order, so that whatever else the machine does meets all alike. The figures to look at are
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
-//! The environment can change: `BENCH_ROUNDS` (5), `BENCH_SECONDS` (1.2 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
-//! comma), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries), `TOLLGATE_BASE` (another tollgate, to
-//! compare a change with what was before). The report goes to standard output and to `benches/out/`, as Markdown and as JSON.
+//! The environment can change: `BENCH_ROUNDS` (5), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
+//! comma; `idle` and `stalled` are two more), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
+//! `TOLLGATE_BASE` (another tollgate, to compare a change with what was before), `BENCH_CONFIG` (text for the end of tollgate's configuration),
+//! `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the report also becomes benches/RESULTS.md). The
+//! report goes to standard output and to `benches/out/`, as Markdown, JSON and SVG.
 
 use std::{
     env, fs,
     io::{self, Write},
     path::Path,
     process::ExitCode,
-    thread,
     time::{Duration, Instant},
 };
 
+mod exchange;
 #[path = "../../integration/harness/mod.rs"]
 pub mod harness;
 mod lab;
 mod load;
 mod peers;
+mod plot;
 mod processor;
+mod profile;
 mod report;
+mod rounds;
+mod scenes;
+mod settings;
 mod short;
 mod summary;
+mod variant;
+mod verdict;
+mod workload;
 
 use lab::World;
-use load::{Outcome, Prepared, Workload};
-use peers::{Running, Variant};
 use processor::Cores;
+use rounds::Rounds;
+use summary::Results;
 
-/// Longest run: no more rounds are begun beyond it, and nothing is measured twice that would lead there.
-const BOUND: Duration = Duration::from_secs(440);
-
-/// A relay that had to share its core moves more at a time, and some of its work is booked to others: beyond this part of the time a measurement
-/// is made again, so many times, and the calmest counts.
-const MOST_WAITED: f64 = 0.05;
-const TRIES: usize = 3;
-
-/// How long a relay is left alone before its processor time is read.
-const SETTLE: Duration = Duration::from_millis(25);
-
-/// One workload through one relay in one round.
-#[derive(Clone, Debug)]
-struct Sample {
-    round: u32,
-    workload: usize,
-    variant: usize,
-    outcome: Outcome,
-    /// The relay's processes; `None` without a relay.
-    relay: Option<processor::Usage>,
-    /// Client and origin.
-    load: Duration,
-}
+/// Longest run of the rounds: no more are begun beyond it, and nothing is measured twice that would lead there.
+const BOUND: Duration = Duration::from_secs(720);
 
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts it too, without this word.
@@ -73,139 +62,90 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
+    let began = Instant::now();
     let cores = Cores::split()?;
-    let rounds: u32 = setting("BENCH_ROUNDS", 5)?;
-    let length = Duration::from_secs_f64(setting("BENCH_SECONDS", 1.2)?);
-    let variants = chosen("BENCH_RELAYS", peers::variants()?, |variant| &variant.name)?;
-    let workloads = chosen("BENCH_ONLY", load::workloads(), |workload| &workload.name)?;
+    scenes::raise_limit();
+    let wanted: u32 = setting("BENCH_ROUNDS", 5)?;
+    let length = Duration::from_secs_f64(setting("BENCH_SECONDS", 0.6)?);
     let congestion = env::var("CONGESTION").unwrap_or_else(|_| "reno".to_owned());
     let world = World::new(&congestion);
-    let mut samples = Vec::new();
-    let began = Instant::now();
-    let mut done = 0;
-    while done < rounds && began.elapsed() < BOUND {
-        let share = BOUND * (done + 1) / rounds;
-        let plan = Plan {
-            world: &world,
-            cores: &cores,
-            variants: &variants,
-            workloads: &workloads,
-            length,
-            unhurried: began + share,
-        };
-        samples.extend(plan.round(done)?);
+    let (variants, left_out) = variant::variants(&world.nat)?;
+    let variants = chosen("BENCH_RELAYS", variants, |variant| &variant.name)?;
+    let scene = |name: &str| env::var("BENCH_ONLY").map_or(true, |words| words.contains(name));
+    let workloads = match chosen("BENCH_ONLY", workload::workloads(), |workload| {
+        &workload.name
+    }) {
+        Err(_) if scene("idle") || scene("stalled") => Vec::new(),
+        workloads => workloads?,
+    };
+    let idle = match scene("idle") {
+        true => scenes::idle(&world, &cores, &variants)?,
+        false => Vec::new(),
+    };
+    let stalled = match scene("stalled") {
+        true => scenes::stalled(&world, &cores, &variants)?,
+        false => Vec::new(),
+    };
+    let mut rounds = Rounds {
+        world: &world,
+        cores: &cores,
+        variants: &variants,
+        workloads: &workloads,
+        length,
+        unhurried: began,
+        rate: None,
+        packet: None,
+    };
+    let (mut samples, mut done) = (Vec::new(), 0);
+    while done < wanted && began.elapsed() < BOUND && !workloads.is_empty() {
+        rounds.unhurried = began + BOUND * (done + 1) / wanted;
+        samples.extend(rounds.round(done)?);
         done += 1;
         let took = began.elapsed().as_secs();
-        let _ = writeln!(io::stderr(), "round {done} of {rounds}, {took} s");
+        let _ = writeln!(io::stderr(), "round {done} of {wanted}, {took} s");
     }
-    let conditions = report::Conditions {
+    let results = Results {
+        samples: &samples,
+        workloads: &workloads,
+        variants: &variants,
+    };
+    let report = report::Report {
         congestion,
         rounds: done,
         length,
         took: began.elapsed(),
         cores,
+        left_out,
+        rate: rounds.rate,
+        packet: rounds.packet,
+        results,
+        idle,
+        stalled,
     };
-    let text = report::markdown(&conditions, &variants, &workloads, &samples);
-    let json = report::json(&conditions, &variants, &workloads, &samples);
+    record(&report)
+}
+
+/// The report, everywhere it belongs.
+fn record(report: &report::Report<'_>) -> Result<(), String> {
+    let (text, json, plot) = (report.markdown(), report.json(), plot::svg(report));
     say(&text);
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/out");
-    let write = |name: &str, text: &str| fs::write(folder.join(name), text);
-    fs::create_dir_all(&folder)
-        .and_then(|()| write("side_by_side.md", &text))
-        .and_then(|()| write("side_by_side.json", &json))
-        .map_err(|error| format!("{}: {error}", folder.display()))
-}
-
-/// What a round does.
-struct Plan<'a> {
-    world: &'a World,
-    cores: &'a Cores,
-    variants: &'a [Variant],
-    workloads: &'a [Workload],
-    length: Duration,
-    /// Until then there is time to measure again.
-    unhurried: Instant,
-}
-
-impl Plan<'_> {
-    fn round(&self, round: u32) -> Result<Vec<Sample>, String> {
-        let start =
-            |(index, variant): (usize, &Variant)| variant.start(index, self.world, self.cores);
-        let relays = self.variants.iter().enumerate().map(start);
-        let relays = relays.collect::<Result<Vec<_>, _>>()?;
-        let mut samples = Vec::new();
-        for workload in shuffled(self.workloads.len()) {
-            for variant in shuffled(relays.len()) {
-                let (what, name) = (&self.workloads[workload], &self.variants[variant].name);
-                let calmest = self.calmest(&relays[variant], what);
-                let (outcome, relay, load) =
-                    calmest.map_err(|error| format!("{}, {name}: {error}", what.name))?;
-                samples.push(Sample {
-                    round,
-                    workload,
-                    variant,
-                    outcome,
-                    relay,
-                    load,
-                });
-            }
-        }
-        Ok(samples)
+    let write = |folder: &Path, files: &[(&str, &str)]| {
+        let write = |(name, text): &(&str, &str)| fs::write(folder.join(name), text);
+        fs::create_dir_all(folder)
+            .and_then(|()| files.iter().try_for_each(write))
+            .map_err(|error| format!("{}: {error}", folder.display()))
+    };
+    let files = [
+        ("side_by_side.md", &*text),
+        ("side_by_side.json", &*json),
+        ("results.svg", &*plot),
+    ];
+    write(&profile::folder(), &files)?;
+    if env::var("BENCH_RECORD").is_ok_and(|value| value == "1") {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+        write(&folder, &[("RESULTS.md", &*text), ("results.svg", &*plot)])?;
     }
-
-    fn calmest(&self, relay: &Running, workload: &Workload) -> io::Result<Measured> {
-        let waited = |(outcome, used, _): &Measured| {
-            let waited = used.map_or(0.0, |used| used.waited.as_secs_f64());
-            waited / outcome.elapsed.as_secs_f64()
-        };
-        let mut best = self.measure(relay, workload)?;
-        for _ in 1..TRIES {
-            // Where the relay shares its core with client and origin, it waits for them.
-            let calm = workload.same_core || waited(&best) < MOST_WAITED;
-            if calm || Instant::now() > self.unhurried {
-                break;
-            }
-            let again = self.measure(relay, workload)?;
-            if waited(&again) < waited(&best) {
-                best = again;
-            }
-        }
-        Ok(best)
-    }
-
-    /// Connections first, then some traffic to warm up (windows, buffers, pages), then what counts: what connecting costs is not in it. The
-    /// relay is at rest whenever its time is read.
-    fn measure(&self, relay: &Running, workload: &Workload) -> io::Result<Measured> {
-        let core = match workload.same_core {
-            true => self.cores.load,
-            false => self.cores.relay,
-        };
-        relay.move_to(core)?;
-        let load = Prepared::new(self.world, relay, workload)?;
-        load.run(self.length / 4)?;
-        thread::sleep(SETTLE);
-        let (relay_before, load_before) = (relay.usage()?, processor::own());
-        let outcome = load.run(self.length)?;
-        let used_by_load = processor::own().saturating_sub(load_before);
-        thread::sleep(SETTLE);
-        let used = relay.usage()?.zip(relay_before);
-        let used = used.map(|(after, before)| after.since(before));
-        drop(load);
-        thread::sleep(SETTLE); // closing is not in the next one's figures
-        Ok((outcome, used, used_by_load))
-    }
-}
-
-/// What came of it, what the relay used for it, and what client and origin did.
-type Measured = (Outcome, Option<processor::Usage>, Duration);
-
-/// The numbers below `n` in an order of chance.
-fn shuffled(n: usize) -> Vec<usize> {
-    use std::hash::{BuildHasher, RandomState};
-    let chance = RandomState::new();
-    let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by_key(|i| chance.hash_one(i));
-    order
+    Ok(())
 }
 
 /// A number from the environment.

@@ -1,6 +1,10 @@
 //! Cores, and who used how much of them.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     process::Pid,
@@ -67,6 +71,42 @@ impl Usage {
     }
 }
 
+/// Time that both cores were busy since `since`, whoever kept them so: interrupts and the kernel's own threads as well as other people's programs.
+/// Counted as what they were not idle, in steps of 10 ms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    idle: Duration,
+    since: Instant,
+}
+
+impl Machine {
+    /// From now on.
+    pub(crate) fn now(cores: &Cores) -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/stat")?;
+        let mut idle = Duration::ZERO;
+        for core in [cores.load, cores.relay] {
+            let name = format!("cpu{core} ");
+            let line = text.lines().find_map(|line| line.strip_prefix(&name));
+            // user nice system idle iowait
+            let line = line.ok_or_else(|| io::Error::other(format!("/proc/stat has no {name}")))?;
+            let ticks = line.split_whitespace().skip(3).take(2);
+            let ticks: u64 = ticks.filter_map(|word| word.parse::<u64>().ok()).sum();
+            idle += Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second());
+        }
+        Ok(Self {
+            idle,
+            since: Instant::now(),
+        })
+    }
+
+    /// Since then.
+    pub(crate) fn busy(self, cores: &Cores) -> io::Result<Duration> {
+        let now = Self::now(cores)?;
+        let idle = now.idle.saturating_sub(self.idle);
+        Ok((2 * (now.since - self.since)).saturating_sub(idle))
+    }
+}
+
 /// Lets all threads of a process and its children run on this core only.
 pub(crate) fn move_to(process: u32, core: usize) -> io::Result<()> {
     for task in tasks(process)? {
@@ -104,7 +144,7 @@ fn tasks(process: u32) -> io::Result<Vec<PathBuf>> {
 }
 
 /// A process and its descendants.
-fn family(first: u32) -> io::Result<Vec<u32>> {
+pub(crate) fn family(first: u32) -> io::Result<Vec<u32>> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(process) = entry?.file_name().to_string_lossy().parse::<u32>() else {

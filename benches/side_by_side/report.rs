@@ -1,20 +1,26 @@
 //! The report: Markdown for people, JSON for programs.
 
-use std::{fmt::Write, fs, time::Duration};
+use std::{
+    fmt::{Result, Write},
+    fs,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
 use crate::{
-    Sample,
-    load::Workload,
-    peers::{HAPROXY, NGINX, OURS, Variant},
     processor::Cores,
+    rounds::Sample,
+    scenes::{Idle, Stalled},
     summary::{Figure, Results, Spread},
+    variant::Role,
+    verdict,
+    workload::Unit,
 };
 
-/// What the figures belong to.
-#[derive(Clone, Debug)]
-pub(crate) struct Conditions {
+/// What was measured, and under which conditions.
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
     /// At every host.
     pub(crate) congestion: String,
     /// How many were made.
@@ -25,6 +31,17 @@ pub(crate) struct Conditions {
     pub(crate) took: Duration,
     /// Who ran where.
     pub(crate) cores: Cores,
+    /// What is not there, and why.
+    pub(crate) left_out: Vec<String>,
+    /// Requests a second beside bulk.
+    pub(crate) rate: Option<f64>,
+    /// Bytes of a packet where they are to be small.
+    pub(crate) packet: Option<Spread>,
+    /// In rounds.
+    pub(crate) results: Results<'a>,
+    /// Once.
+    pub(crate) idle: Vec<Idle>,
+    pub(crate) stalled: Vec<Stalled>,
 }
 
 /// Kernel and processor, as far as this machine tells.
@@ -45,145 +62,269 @@ fn machine() -> (String, String) {
     )
 }
 
-/// The report as it is shown.
-pub(crate) fn markdown(
-    conditions: &Conditions,
-    variants: &[Variant],
-    workloads: &[Workload],
-    samples: &[Sample],
-) -> String {
-    let results = Results { samples, workloads };
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = head(&mut text, conditions, variants);
-    for index in 0..workloads.len() {
-        let _ = table(&mut text, &results, index, variants);
+impl Report<'_> {
+    /// The report as it is shown.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text);
+        text
     }
-    let _ = verdicts(&mut text, &results, variants);
-    text
-}
 
-fn head(text: &mut String, conditions: &Conditions, variants: &[Variant]) -> std::fmt::Result {
-    let (kernel, processor) = machine();
-    let Conditions {
-        congestion,
-        rounds,
-        length,
-        took,
-        cores,
-    } = conditions;
-    writeln!(text, "# Side by side\n")?;
-    writeln!(text, "- {kernel}; {processor}")?;
-    for variant in variants.iter().filter(|variant| variant.version != "-") {
-        writeln!(text, "- {}: {}", variant.name, variant.version)?;
+    fn write(&self, text: &mut String) -> Result {
+        self.head(text)?;
+        verdict::write(text, self)?;
+        writeln!(text, "![medians, least to most](results.svg)\n")?;
+        self.legend(text)?;
+        for index in 0..self.results.workloads.len() {
+            self.table(text, index)?;
+        }
+        self.idle(text)?;
+        self.stalled(text)
     }
-    writeln!(
-        text,
-        "- congestion control at every host: {congestion}; client, relay and origin in network namespaces of their own, over veth",
-    )?;
-    writeln!(
-        text,
-        "- relay on core {}, client and origin on core {}; {rounds} rounds in shuffled order, {length:?} each, {} s in all",
-        cores.relay,
-        cores.load,
-        took.as_secs()
-    )?;
-    writeln!(
-        text,
-        "\nMedian (least to most of the rounds). *Relay* is the processor time of the relay's processes, *whole* that with client and origin; neither \
-         has what kernel threads did. Ratios are of *relay*, round by round. *Busy* is the part of the time that the relay was on its core: where it is \
-         well below 100 %, client and origin were the limit and throughput says nothing of the relay. *Waited*: other processes on that core; with a twentieth or \
-         more of that, a relay moves more at a time and seems cheaper than it is. On one core for all there is no waiting for an idle core to wake, which \
-         costs more than the relay does: that is the workload to read the price of a single transaction from.\n"
-    )
-}
 
-fn table(
-    text: &mut String,
-    results: &Results<'_>,
-    workload: usize,
-    variants: &[Variant],
-) -> std::fmt::Result {
-    let bulk = results.workloads[workload].is_bulk();
-    let unit = if bulk { "s/GB" } else { "µs each" };
-    let rate = if bulk { "Gbit/s" } else { "per second" };
-    writeln!(text, "## {}\n", results.workloads[workload].name)?;
-    let latency = if bulk { "" } else { " p50 µs | p99 µs |" };
-    writeln!(
-        text,
-        "| | relay, {unit} | by nginx's | by HAProxy's | whole, {unit} | {rate} |{latency} busy | waited |"
-    )?;
-    let columns = if bulk { 8 } else { 10 };
-    writeln!(text, "|{}", "---|".repeat(columns))?;
-    let index = |name: &str| variants.iter().position(|variant| variant.name == name);
-    for (number, variant) in variants.iter().enumerate() {
-        let ratio = |to: &str| {
-            let spread = results.ratio(workload, (number, index(to)?), Figure::Relay);
-            spread.filter(|_| variant.name != to)
-        };
-        let figure = |figure| results.figure(workload, number, figure);
-        write!(
+    fn head(&self, text: &mut String) -> Result {
+        let (kernel, processor) = machine();
+        let (cores, took) = (self.cores, self.took.as_secs());
+        writeln!(text, "# Side by side\n")?;
+        writeln!(text, "- {kernel}; {processor}")?;
+        writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} |",
-            variant.name,
-            shown(figure(Figure::Relay)),
-            shown(ratio(NGINX)),
-            shown(ratio(HAPROXY)),
-            shown(figure(Figure::Whole)),
-            shown(figure(Figure::Throughput)),
+            "- congestion control at every host: {}; client, relay and origin in network namespaces of their own, over veth",
+            self.congestion
         )?;
-        if !bulk {
-            let [p50, p99] = [Figure::P50, Figure::P99].map(figure);
-            write!(text, " {} | {} |", shown(p50), shown(p99))?;
+        writeln!(
+            text,
+            "- relay on core {} with one worker, client and origin on core {}; {} rounds in shuffled order, {:?} each, {took} s in all",
+            cores.relay, cores.load, self.rounds, self.length
+        )?;
+        if let Some(Spread { median, min, max }) = self.packet {
+            writeln!(
+                text,
+                "- MTU-sized fragments: the sender's pages have 1,448 bytes each in them, many to a packet, as GRO joins what a network card delivered. \
+                 MTU-sized packets: the same with one to a packet, TSO off (`gso_max_segs 1`) and GRO too: packets of {min:.0} to {max:.0} bytes on average (middle {median:.0})"
+            )?;
         }
-        let [busy, waited] = [Figure::Busy, Figure::Waited].map(|f| percent(figure(f)));
-        writeln!(text, " {busy} | {waited} |")?;
+        if let Some(rate) = self.rate {
+            writeln!(
+                text,
+                "- requests beside bulk: {rate:.0} a second, 30 % of what the slowest of tollgate, HAProxy and nginx did with 1 KiB on 64 connections in the first round"
+            )?;
+        }
+        for left_out in &self.left_out {
+            writeln!(text, "- {left_out}")?;
+        }
+        writeln!(
+            text,
+            "\n| | version | settings beyond one worker, a listener, an upstream |\n|---|---|---|"
+        )?;
+        for variant in self.results.variants {
+            let (name, version, settings) = (&variant.name, &variant.version, &variant.settings);
+            writeln!(text, "| {name} | {version} | {settings} |")?;
+        }
+        writeln!(
+            text,
+            "\nHAProxy 2.6 considers `splice-auto` only when a session's task runs, which in a steady flow can be as late as its timers, here a minute: \
+             the short flows of this benchmark it copies. *HAProxy splice* does from the first byte what `splice-auto` comes to do; what is wanted by \
+             HAProxy's splicing is judged against that one.\n"
+        )
     }
-    writeln!(text)
-}
 
-/// What must hold, and whether it does.
-fn verdicts(text: &mut String, results: &Results<'_>, variants: &[Variant]) -> std::fmt::Result {
-    let index = |name: &str| variants.iter().position(|variant| variant.name == name);
-    let Some(ours) = index(OURS) else {
-        return Ok(());
-    };
-    writeln!(text, "## Verdict\n")?;
-    let mut worst: Option<f64> = None;
-    for (number, workload) in results.workloads.iter().enumerate() {
-        for (name, peer) in [NGINX, HAPROXY].map(|name| (name, index(name))) {
-            let Some(spread) =
-                peer.and_then(|peer| results.ratio(number, (ours, peer), Figure::Relay))
-            else {
-                continue;
-            };
-            let unit = if workload.is_bulk() {
-                "byte"
-            } else {
-                "transaction"
-            };
-            let ratio = shown(Some(spread));
-            writeln!(text, "- {}: {ratio} x {name} per {unit}", workload.name)?;
-            if workload.is_bulk() && name == NGINX {
-                worst = Some(worst.map_or(spread.median, |worst| worst.max(spread.median)));
-            }
-        }
+    fn legend(&self, text: &mut String) -> Result {
+        writeln!(
+            text,
+            "## Figures\n\nMedian (least to most of the rounds). *Relay* is the processor time of the relay's processes. *Machine* is the time that both cores were \
+             not idle, in steps of 10 ms: it has the work of interrupts and kernel threads in it, all of what the kernel's NAT does, and whatever other programs \
+             did; *others* is that without relay, client and origin, as a part of one core. Ratios are of *relay*, round by round. *Busy* is the part of the time that \
+             the relay was on its core: where it is well below 100 %, client and origin were the limit and throughput says nothing of the relay. *Waited*: other \
+             processes on that core; with a twentieth or more of that, a relay moves more at a time and seems cheaper than it is. On one core for all there is no \
+             waiting for an idle core to wake, which costs more than the relay does: that is the workload to read the price of a single transaction from.\n"
+        )
     }
-    if let Some(worst) = worst {
-        let verdict = if worst <= 1.0 {
-            "holds"
-        } else {
-            "DOES NOT HOLD"
+
+    fn table(&self, text: &mut String, workload: usize) -> Result {
+        let (results, what) = (&self.results, &self.results.workloads[workload]);
+        let unit = what.unit();
+        let (each, rate) = match unit {
+            Unit::Byte => ("s/GB", "Gbit/s"),
+            Unit::Transaction => ("µs each", "per second"),
+            Unit::Both => ("s/GB", "bulk, Gbit/s"),
+        };
+        writeln!(text, "### {}\n", what.name)?;
+        let latency = match unit {
+            Unit::Byte => "",
+            Unit::Transaction => " p50 µs | p99 µs |",
+            Unit::Both => " requests/s | p50 µs | p99 µs |",
         };
         writeln!(
             text,
-            "\nNot slower than nginx's stream proxy on bulk data (processor time per byte, medians): **{verdict}**, at worst {worst:.2} x."
+            "| | relay, {each} | tollgate's by it | machine, {each} | {rate} |{latency} busy | waited | others |"
         )?;
+        let columns = match unit {
+            Unit::Byte => 8,
+            Unit::Transaction => 10,
+            Unit::Both => 11,
+        };
+        writeln!(text, "|{}", "---|".repeat(columns))?;
+        let has = |role| {
+            results
+                .variant(role)
+                .filter(|number| results.has(workload, *number))
+        };
+        let ours = has(Role::Ours).or_else(|| has(Role::OursAmongIdle));
+        for (number, variant) in results.variants.iter().enumerate() {
+            if !results.has(workload, number) {
+                continue;
+            }
+            let ratio = ours
+                .filter(|ours| *ours != number)
+                .and_then(|ours| results.ratio(workload, (ours, number), Figure::Relay));
+            let figure = |figure| results.figure(workload, number, figure);
+            write!(
+                text,
+                "| {} | {} | {} | {} | {} |",
+                variant.name,
+                shown(figure(Figure::Relay)),
+                shown(ratio),
+                shown(figure(Figure::Machine)),
+                shown(figure(Figure::Throughput)),
+            )?;
+            if unit == Unit::Both {
+                write!(text, " {} |", shown(figure(Figure::Transactions)))?;
+            }
+            if unit != Unit::Byte {
+                let [p50, p99] = [Figure::P50, Figure::P99].map(figure);
+                write!(text, " {} | {} |", shown(p50), shown(p99))?;
+            }
+            let [busy, waited, others] =
+                [Figure::Busy, Figure::Waited, Figure::Others].map(|f| percent(figure(f)));
+            writeln!(text, " {busy} | {waited} | {others} |")?;
+        }
+        writeln!(text)
     }
-    Ok(())
+
+    fn idle(&self, text: &mut String) -> Result {
+        let Some(first) = self.idle.first() else {
+            return Ok(());
+        };
+        let direct = self.idle.iter().find(|idle| idle.role == Role::NoRelay);
+        let direct = direct.map(|idle| idle.slab);
+        writeln!(
+            text,
+            "### {} idle sessions\n\nEach came with a PROXY v2 header, from 100 endpoints in turn, and has carried 100 B each way. User memory is PSS of all processes of the relay. \
+             Slab is the whole machine's growth; the relay's is that less the growth without a relay, which is what the sessions' ends cost. What a relay sets aside \
+             for connections before the first comes is in *at rest*.\n",
+            first.sessions
+        )?;
+        writeln!(
+            text,
+            "| | user, KiB each | relay's slab, KiB each | slab, KiB each | descriptors each | ends of pipes, in all | at rest, MiB |\n|---|---|---|---|---|---|---|"
+        )?;
+        for idle in &self.idle {
+            let without = direct.filter(|_| idle.role != Role::NoRelay);
+            let slab = without.map_or("-".to_owned(), |direct| {
+                format!("{:.1}", (idle.slab - direct) / 1024.0)
+            });
+            #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+            let pipes = idle.pipes * idle.sessions as f64;
+            writeln!(
+                text,
+                "| {} | {:.2} | {slab} | {:.1} | {:.2} | {pipes:.0} | {:.1} |",
+                idle.relay,
+                idle.user / 1024.0,
+                idle.slab / 1024.0,
+                idle.descriptors,
+                idle.at_rest / 1_048_576.0
+            )?;
+        }
+        writeln!(text)
+    }
+
+    fn stalled(&self, text: &mut String) -> Result {
+        if self.stalled.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            text,
+            "### Stalled receiver\n\nOne flow to the client, which reads 64 MiB and then no more; the origin sends until nothing moves. *Taken* is what it could send beyond \
+             what was read, *in sockets* the part of it that lay in queues of sockets at all three hosts; the rest is in the relay's buffers and pipes. Sockets may take 6 MiB \
+             to receive and 4 MiB to send (`tcp_rmem`, `tcp_wmem` as Linux ships them).\n\n| | taken, MiB | in sockets, MiB | held by the relay, KiB |\n|---|---|---|---|"
+        )?;
+        for stalled in &self.stalled {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let [taken, sockets] = [stalled.taken, stalled.in_sockets].map(|bytes| bytes as f64);
+            writeln!(
+                text,
+                "| {} | {:.2} | {:.2} | {:.0} |",
+                stalled.relay,
+                taken / 1_048_576.0,
+                sockets / 1_048_576.0,
+                (taken - sockets) / 1024.0
+            )?;
+        }
+        writeln!(text)
+    }
+
+    /// Everything, each sample included.
+    pub(crate) fn json(&self) -> String {
+        let (kernel, processor) = machine();
+        let Results {
+            samples,
+            workloads,
+            variants,
+        } = self.results;
+        let value = json!({
+            "kernel": kernel,
+            "processor": processor,
+            "congestion_control": self.congestion,
+            "rounds": self.rounds,
+            "seconds_each": self.length.as_secs_f64(),
+            "seconds_in_all": self.took.as_secs_f64(),
+            "requests_per_s_beside_bulk": self.rate,
+            "left_out": self.left_out,
+            "relays": variants.iter().map(|v| json!({ "name": v.name, "version": v.version, "settings": v.settings })).collect::<Vec<_>>(),
+            "workloads": workloads.iter().map(|w| &w.name).collect::<Vec<_>>(),
+            "samples": samples.iter().map(|s| self.sample(s)).collect::<Vec<_>>(),
+            "idle": self.idle.iter().map(|idle| json!({
+                "relay": idle.relay,
+                "sessions": idle.sessions,
+                "user_bytes_each": idle.user,
+                "slab_bytes_each": idle.slab,
+                "descriptors_each": idle.descriptors,
+                "pipe_ends_each": idle.pipes,
+                "user_bytes_at_rest": idle.at_rest,
+            })).collect::<Vec<_>>(),
+            "stalled": self.stalled.iter().map(|stalled| json!({
+                "relay": stalled.relay,
+                "bytes_taken": stalled.taken,
+                "bytes_in_sockets": stalled.in_sockets,
+            })).collect::<Vec<_>>(),
+        });
+        format!("{value:#}\n")
+    }
+
+    fn sample(&self, sample: &Sample) -> Value {
+        let workload = &self.results.workloads[sample.workload];
+        let outcome = &sample.measured.outcome;
+        let mut value = json!({
+            "round": sample.round,
+            "workload": workload.name,
+            "relay": self.results.variants[sample.variant].name,
+            "units": outcome.units,
+            "bytes": outcome.bytes,
+            "seconds": outcome.elapsed.as_secs_f64(),
+        });
+        for figure in Figure::ALL {
+            if let Some(number) = figure.value(sample, workload) {
+                value[figure.name(workload.unit())] = json!(number);
+            }
+        }
+        value
+    }
 }
 
-fn shown(spread: Option<Spread>) -> String {
+/// Median and range, to about three digits.
+pub(crate) fn shown(spread: Option<Spread>) -> String {
     let Some(Spread { median, min, max }) = spread else {
         return "-".to_owned();
     };
@@ -193,48 +334,15 @@ fn shown(spread: Option<Spread>) -> String {
         m if m >= 1.0 => 2,
         _ => 3,
     };
-    format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
+    // What was measured once has no range.
+    match (min - max).abs() < f64::EPSILON {
+        true => format!("{median:.digits$}"),
+        false => format!("{median:.digits$} ({min:.digits$} to {max:.digits$})"),
+    }
 }
 
 fn percent(spread: Option<Spread>) -> String {
     spread.map_or("-".to_owned(), |spread| {
         format!("{:.0} %", spread.median * 100.0)
     })
-}
-
-/// Everything, each sample included.
-pub(crate) fn json(
-    conditions: &Conditions,
-    variants: &[Variant],
-    workloads: &[Workload],
-    samples: &[Sample],
-) -> String {
-    let (kernel, processor) = machine();
-    let value = json!({
-        "kernel": kernel,
-        "processor": processor,
-        "congestion_control": conditions.congestion,
-        "rounds": conditions.rounds,
-        "seconds_each": conditions.length.as_secs_f64(),
-        "seconds_in_all": conditions.took.as_secs_f64(),
-        "relays": variants.iter().map(|v| json!({ "name": v.name, "version": v.version })).collect::<Vec<_>>(),
-        "workloads": workloads.iter().map(|w| &w.name).collect::<Vec<_>>(),
-        "samples": samples.iter().map(|s| sample(s, variants, workloads)).collect::<Vec<_>>(),
-    });
-    format!("{value:#}\n")
-}
-
-fn sample(sample: &Sample, variants: &[Variant], workloads: &[Workload]) -> Value {
-    let workload = &workloads[sample.workload];
-    let mut value = json!({
-        "round": sample.round,
-        "workload": workload.name,
-        "relay": variants[sample.variant].name,
-        "units": sample.outcome.units,
-        "seconds": sample.outcome.elapsed.as_secs_f64(),
-    });
-    for figure in Figure::ALL {
-        value[figure.name(workload.is_bulk())] = json!(figure.value(sample, workload));
-    }
-    value
 }

@@ -4,7 +4,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,17 +15,21 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    },
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, connect, recv,
-        send, socket_with, sockopt::set_tcp_nodelay,
+        AddressFamily, RecvFlags, SocketFlags, SocketType, accept_with, connect, recv, socket_with,
+        sockopt::set_tcp_nodelay,
     },
 };
 
 use crate::{
+    exchange::send_whole,
     harness::nlb::header,
-    lab::World,
+    lab::{Ends, World},
     load::{LOOK_AGAIN, Outcome, STALLED},
     peers::Running,
 };
@@ -52,15 +56,13 @@ pub(crate) struct Short<'a> {
 impl<'a> Short<'a> {
     /// Through this relay. Without one there is no header either: nobody would take it away.
     pub(crate) fn new(world: &'a World, relay: &Running, at_a_time: usize) -> Self {
-        let request = |number: usize| match relay.address_with_header() {
-            None => vec![b'?'; REQUEST],
-            Some(to) => [endpoint_header(number, to), vec![b'?'; REQUEST]].concat(),
-        };
+        let headers = headers(relay);
+        let request = |header: Vec<u8>| [header, vec![b'?'; REQUEST]].concat();
         Self {
             world,
             listener: world.listener(relay.number()),
             address: relay.address_with_header().unwrap_or(relay.address()),
-            requests: Arc::new((0..ENDPOINTS).map(request).collect()),
+            requests: Arc::new(headers.into_iter().map(request).collect()),
             at_a_time,
         }
     }
@@ -86,11 +88,40 @@ impl<'a> Short<'a> {
     }
 }
 
-/// The header of a consumer behind one of some endpoints.
-pub(crate) fn endpoint_header(number: usize, destination: SocketAddr) -> Vec<u8> {
+/// A header for each endpoint; empty ones where nobody would read them.
+pub(crate) fn headers(relay: &Running) -> Vec<Vec<u8>> {
     let source = SocketAddr::from(([192, 0, 2, 7], 40_000));
-    let id = format!("vpce-{:017x}", 0x0abc_def0_1234_5670_usize + number);
-    header::proxy(source, destination, Some(&id))
+    let one = |number: usize| {
+        let to = relay.address_with_header()?;
+        let id = format!("vpce-{:017x}", 0x0abc_def0_1234_5670_usize + number);
+        Some(header::proxy(source, to, Some(&id)))
+    };
+    (0..ENDPOINTS)
+        .map(|number| one(number).unwrap_or_default())
+        .collect()
+}
+
+/// One request and one answer on each of these connections, one after the other.
+pub(crate) fn once_each(ends: &Ends) -> io::Result<()> {
+    for (from, to, length) in [
+        (&ends.client, &ends.origin, REQUEST),
+        (&ends.origin, &ends.client, ANSWER),
+    ] {
+        for socket in from {
+            send_whole(socket, &vec![b'.'; length])?;
+        }
+        let deadline = Instant::now() + STALLED;
+        for socket in to {
+            let mut got = 0;
+            while got < length {
+                got += receive(socket)?.unwrap_or(0);
+                if Instant::now() > deadline {
+                    return Err(io::Error::other("idle connections carry nothing"));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One connection of the client.
@@ -214,7 +245,7 @@ fn answer(listener: &TcpListener, over: &AtomicBool) -> io::Result<()> {
             let Some((socket, got)) = open.get_mut(place) else {
                 continue;
             };
-            match receive(socket) {
+            match receive(&*socket) {
                 Ok(Some(n)) => {
                     let before = *got;
                     *got += n;
@@ -254,25 +285,19 @@ fn take_all(
 
 fn wait(ready: &OwnedFd, events: &mut Vec<Event>) -> io::Result<()> {
     events.clear();
-    match epoll::wait(ready, spare_capacity(events), Some(&LOOK_AGAIN)) {
+    let timeout = Timespec::try_from(LOOK_AGAIN).map_err(io::Error::other)?;
+    match epoll::wait(ready, spare_capacity(events), Some(&timeout)) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<Option<usize>> {
+fn receive(socket: impl AsFd) -> io::Result<Option<usize>> {
     let mut room = [0; 1024];
     match recv(socket, &mut room, RecvFlags::empty()) {
         Ok((_, 0)) => Err(io::ErrorKind::UnexpectedEof.into()),
         Ok((_, n)) => Ok(Some(n)),
         Err(Errno::AGAIN) => Ok(None),
         Err(errno) => Err(errno.into()),
-    }
-}
-
-fn send_whole(socket: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
-    match send(socket, bytes, SendFlags::NOSIGNAL)? {
-        n if n == bytes.len() => Ok(()),
-        n => Err(io::Error::other(format!("an empty socket took {n} bytes"))),
     }
 }
