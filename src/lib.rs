@@ -9,17 +9,18 @@
 //! 3. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
 //! 4. **Connect.** [`upstream::connect`] takes the upstream's addresses in turn, as [`upstream::resolver`] keeps them on the control
 //!    thread.
-//! 5. **Relay.** Both sockets go into the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
+//! 5. **Relay.** Both sockets go to the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
 //!    and resets, and bounds the session's time.
 //! 6. **Close.** One [`account::CloseReason`], booked and logged in one place.
 //!
-//! Steps 1 to 4 are one function, [`session::serve`]; step 5 and 6 are plain data in the engine.
+//! Steps 1 to 4 are one task, [`session::serve`]; step 5 and 6 are plain data in the engine. Both get their events from the worker's
+//! [`reactor`].
 //!
 //! # Threads
 //!
-//! The [`supervisor`] is the control thread: names, admin port, signals, the way out ([`drain`]). Each [`worker`] is a thread with a
-//! single-threaded runtime, its own listening sockets, engine, pipes, buffer and shard of every counter. Workers share nothing they
-//! would have to lock while bytes move. [`admin`] sees snapshots of the books and never a session.
+//! The [`supervisor`] is the control thread: names, admin port, signals, the way out ([`drain`]). Each [`worker`] is a thread
+//! with one wait, its [`reactor`], and its own listening sockets, tasks, engine, pipes, buffer and shard of every counter. Workers share
+//! nothing they would have to lock while bytes move. [`admin`] sees snapshots of the books and never a session.
 
 pub mod account;
 pub mod admin;

@@ -1,4 +1,4 @@
-//! Descriptors that tokio tells us about.
+//! Descriptors that tokio tells us about: the devices of the labs. The relay itself waits with [`crate::reactor`].
 
 use std::io;
 use std::os::fd::OwnedFd;
