@@ -24,10 +24,19 @@ pub enum End {
 
 /// Waits until something can be read, reads it and shows it to `take`; `None` at the end of the stream.
 pub async fn read<R>(stream: &TcpStream, take: impl FnOnce(&[u8]) -> R) -> io::Result<Option<R>> {
+    read_at_most(stream, CHUNK, take).await
+}
+
+/// As [`read`], of so many bytes at most.
+pub async fn read_at_most<R>(
+    stream: &TcpStream,
+    most: usize,
+    take: impl FnOnce(&[u8]) -> R,
+) -> io::Result<Option<R>> {
     let mut take = Some(take);
     loop {
         stream.readable().await?;
-        let read = SCRATCH.with_borrow_mut(|scratch| match stream.try_read(scratch) {
+        let read = SCRATCH.with_borrow_mut(|scratch| match stream.try_read(&mut scratch[..most]) {
             Ok(0) => Some(Ok(None)),
             Ok(n) => {
                 let take = take.take().expect("taken once, then returned");

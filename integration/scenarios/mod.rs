@@ -7,6 +7,8 @@
 use libtest_mimic::Trial;
 
 mod bounds;
+#[path = "../soak/chaos.rs"]
+mod chaos;
 mod connect;
 mod ends;
 mod half_close;
@@ -18,6 +20,11 @@ mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod soaked;
+#[path = "../soak/streams.rs"]
+mod streams;
+#[path = "../soak/switching.rs"]
+mod switching;
 mod t4;
 pub(crate) mod world;
 
@@ -30,6 +37,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         bounds::tests(),
         pressure::tests(),
         random::tests(),
+        soaked::tests(),
         connect::tests(),
         t4::tests(),
         regression::tests(),
