@@ -1,6 +1,6 @@
 # tollgate: everything there is to do with it. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit itest interop bench build install uninstall clean tools
+.PHONY: help demo test check unit itest interop soak bench build install uninstall clean tools
 
 CARGO ?= cargo
 PREFIX ?= /usr
@@ -39,6 +39,10 @@ itest: tools ## the real binary in network namespaces, with the shipped configur
 interop: tools ## against HAProxy, nginx, curl, openssl and promtool, as Debian packages them
 	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl promtool:prometheus
 	$(CARGO) test --locked --test interop
+
+# The relay as it is shipped; what checks it spends its time in copying and comparing, which a debug build does as well.
+soak: tools build ## a hundred thousand checked sessions, a few minutes; TOLLGATE_SEED=N for those of a run before
+	TOLLGATE_BIN=$(CURDIR)/target/release/tollgate $(CARGO) test --locked --test soak
 
 export NGINX HAPROXY
 # RECORD=1 keeps the report as benches/RESULTS.md.

@@ -8,13 +8,13 @@ use crate::claim;
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         claim("half_closing_streams_arrive_whole_when_copied", || {
-            streams::assert_whole("copy", seed(), STREAMS);
+            half_closing_streams("copy");
         }),
         claim("half_closing_streams_arrive_whole_when_spliced", || {
-            streams::assert_whole("splice", seed(), STREAMS);
+            half_closing_streams("splice");
         }),
         claim("half_closing_streams_arrive_whole_when_adaptive", || {
-            streams::assert_whole("adaptive", seed(), STREAMS);
+            half_closing_streams("adaptive");
         }),
         claim("session_is_spliced_and_copied_in_turns", || {
             switching::assert_switched("adaptive", seed(), SWITCHING, LONGEST);
@@ -56,4 +56,16 @@ const CHAOS: u64 = 400;
 fn seed() -> u64 {
     let given = std::env::var("TOLLGATE_SEED").ok();
     given.map_or(1, |text| text.parse().expect("TOLLGATE_SEED is a number"))
+}
+
+fn half_closing_streams(mode: &str) {
+    let seed = seed();
+    let outcome = streams::run(mode, seed, STREAMS);
+    assert!(
+        outcome.damaged.is_empty(),
+        "TOLLGATE_SEED={seed}, {mode}: {:#?}",
+        outcome.damaged
+    );
+    assert_eq!(outcome.streams, STREAMS);
+    outcome.assert_mode(mode);
 }
