@@ -5,6 +5,7 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
+    sync::{PoisonError, RwLock},
 };
 
 use libtest_mimic::{Arguments, Trial};
@@ -14,7 +15,7 @@ mod scenarios;
 mod selftest;
 
 fn main() -> ExitCode {
-    if let Some(part) = selftest::other_part() {
+    if let Some(part) = selftest::other_part().or_else(scenarios::other_part) {
         return part();
     }
     let arguments = Arguments::from_args();
@@ -36,9 +37,25 @@ fn trials() -> Vec<Trial> {
         .collect()
 }
 
+/// Held by all tests for reading, and for writing by one that takes something from all others.
+static TURN: RwLock<()> = RwLock::new(());
+
 /// A test: a claim that is its name, and a function that panics if it does not hold.
 pub(crate) fn claim(name: &str, test: fn()) -> Trial {
     Trial::test(name, move || {
+        let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+        test();
+        Ok(())
+    })
+}
+
+/// A test that runs while no other does, if `alone` says so.
+pub(crate) fn claim_alone(name: &str, alone: fn() -> bool, test: fn()) -> Trial {
+    if !alone() {
+        return claim(name, test);
+    }
+    Trial::test(name, move || {
+        let _turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
         test();
         Ok(())
     })

@@ -2,7 +2,11 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::SockRef;
+use tokio::{
+    io::Interest,
+    net::{TcpSocket, TcpStream},
+};
 
 use super::{
     BOUND,
@@ -179,6 +183,34 @@ impl Agent {
         let send = send(&self.stream, self.pattern, *sent, n, sent);
         let expect = expect(&self.stream, self.pattern, n, received);
         within(self.bound, async { tokio::try_join!(send, expect) }).await?;
+        Ok(())
+    }
+
+    /// Sends the next `n` bytes and reads the next `m` of the stream of `seed` at the same time.
+    pub async fn talk(&mut self, n: u64, seed: u64, m: u64) -> io::Result<()> {
+        let (sent, received) = (&mut self.sent, &mut self.received);
+        let send = send(&self.stream, self.pattern, *sent, n, sent);
+        let expect = expect(&self.stream, Pattern::new(seed), m, received);
+        within(self.bound, async { tokio::try_join!(send, expect) }).await?;
+        Ok(())
+    }
+
+    /// Sends the next byte of our stream as urgent data (`MSG_OOB`).
+    pub async fn send_urgent(&mut self) -> io::Result<()> {
+        let (stream, byte) = (&self.stream, self.pattern.bytes(self.sent, 1));
+        let send = async {
+            loop {
+                stream.writable().await?;
+                let sent = stream.try_io(Interest::WRITABLE, || {
+                    SockRef::from(stream).send_out_of_band(&byte)
+                });
+                match sent {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return result,
+                }
+            }
+        };
+        self.sent += within(self.bound, send).await? as u64;
         Ok(())
     }
 

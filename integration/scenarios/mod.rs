@@ -4,29 +4,48 @@
     reason = "a test that cannot go on panics, and says where"
 )]
 
+use std::process::ExitCode;
+
 use libtest_mimic::Trial;
 
+mod blocked;
+mod both_lost;
 mod bounds;
 #[path = "../soak/chaos.rs"]
 mod chaos;
 mod connect;
+mod crowd;
 mod ends;
+mod fairness;
 mod half_close;
 mod header;
+mod large;
+mod long_way;
+mod modes;
 mod operation;
 mod peers;
+mod pipe_quota;
+mod plain;
 mod pressure;
 mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod segments;
 mod soaked;
 #[path = "../soak/streams.rs"]
 mod streams;
 #[path = "../soak/switching.rs"]
 mod switching;
 mod t4;
+mod urgent;
 pub(crate) mod world;
+
+/// This program in another part than that of the test, if a test has started it for one.
+pub(crate) fn other_part() -> Option<fn() -> ExitCode> {
+    std::env::var_os(pipe_quota::HOLDER)?;
+    Some(pipe_quota::hold)
+}
 
 pub(crate) fn tests() -> Vec<Trial> {
     [
@@ -38,6 +57,16 @@ pub(crate) fn tests() -> Vec<Trial> {
         pressure::tests(),
         random::tests(),
         soaked::tests(),
+        modes::tests(),
+        segments::tests(),
+        blocked::tests(),
+        both_lost::tests(),
+        urgent::tests(),
+        large::tests(),
+        long_way::tests(),
+        fairness::tests(),
+        crowd::tests(),
+        pipe_quota::tests(),
         connect::tests(),
         t4::tests(),
         regression::tests(),

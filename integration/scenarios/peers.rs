@@ -104,7 +104,7 @@ impl Peers {
     #[track_caller]
     pub(crate) fn open(&self, seed: u64) -> (Peer, Peer) {
         let client = self.hosts.node.run(world::connected(ENDPOINT));
-        let listener = Arc::clone(&self.listener);
+        let listener = self.accepting();
         let accepted = self.hosts.origin.run(async move {
             let (stream, _) = within(PATIENCE, listener.accept()).await?;
             Agent::of(stream)
@@ -118,6 +118,11 @@ impl Peers {
             peer(&self.hosts.node, client.unwrap(), seed, seed + 1),
             peer(&self.hosts.origin, accepted.unwrap(), seed + 1, seed),
         )
+    }
+
+    /// Where the origin's ends of sessions come from.
+    pub(crate) fn accepting(&self) -> Arc<TcpListener> {
+        Arc::clone(&self.listener)
     }
 
     /// A new session as seen along a direction: sender and receiver.
@@ -260,6 +265,28 @@ impl Peer {
     #[track_caller]
     pub(crate) fn send(&mut self, n: u64) {
         self.with(move |agent| Box::pin(agent.send(n))).unwrap();
+    }
+
+    /// Sends the next `n` bytes as urgent data, each by itself.
+    #[track_caller]
+    pub(crate) fn send_urgent(&mut self, n: u64) {
+        self.with(move |agent| {
+            Box::pin(async move {
+                for _ in 0..n {
+                    agent.send_urgent().await?;
+                }
+                Ok::<_, std::io::Error>(())
+            })
+        })
+        .unwrap();
+    }
+
+    /// Sends the next `n` bytes and reads the next `m` of the other's stream at the same time.
+    #[track_caller]
+    pub(crate) fn talk(&mut self, n: u64, m: u64) {
+        let seed = self.expects;
+        self.with(move |agent| Box::pin(agent.talk(n, seed, m)))
+            .unwrap();
     }
 
     /// Sends until nothing goes any more; returns how much went.

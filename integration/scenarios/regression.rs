@@ -3,8 +3,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use libtest_mimic::Trial;
-use socket2::SockRef;
-use tokio::{io::Interest, net::TcpListener};
+use tokio::net::TcpListener;
 
 use super::{
     peers::{Peer, Peers, Way, in_mode},
@@ -14,7 +13,6 @@ use crate::{
     claim,
     harness::{
         agent::Agent,
-        pattern::Pattern,
         relay::Baseline,
         sockets::State,
         stream::{End::Fin, within},
@@ -53,22 +51,6 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-/// Sends one byte with `MSG_OOB`.
-async fn send_urgent(agent: &Agent, byte: u8) -> std::io::Result<()> {
-    let stream = agent.stream();
-    loop {
-        stream.writable().await?;
-        let sent = stream.try_io(Interest::WRITABLE, || {
-            SockRef::from(stream).send_out_of_band(&[byte])
-        });
-        match sent {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 /// An urgent byte is a byte of the stream, wherever it stands: behind nothing, among a few, in the midst of bulk, last.
 fn urgent(mode: &str) {
     const SEED: u64 = 90;
@@ -93,10 +75,9 @@ fn urgent(mode: &str) {
             };
             let sent = from.spawn(async move {
                 let mut sender = sender.seed(SEED);
-                let byte = |at, n| Pattern::new(SEED).bytes(at, n);
                 sender.send(before).await?;
-                send_urgent(&sender, byte(before, 1)[0]).await?;
-                sender.write(&byte(before + 1, behind as usize)).await?;
+                sender.send_urgent().await?;
+                sender.send(behind).await?;
                 sender.finish()?;
                 Ok::<_, std::io::Error>(sender)
             });

@@ -1,0 +1,84 @@
+//! S20: a long-distance link at its worst. The kernel repairs it; the relay must neither lose count nor lose patience.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use libtest_mimic::Trial;
+
+use super::{
+    peers::{Peers, Way, in_mode},
+    regression::complete,
+    world::Hosts,
+};
+use crate::{
+    claim,
+    harness::{netns::Lab, wan::Shape},
+};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        claim("streams_over_a_bad_link_arrive_whole_when_copied", || {
+            bad_link("copy");
+        }),
+        claim("streams_over_a_bad_link_arrive_whole_when_spliced", || {
+            bad_link("splice");
+        }),
+        claim("streams_over_a_bad_link_arrive_whole_when_adaptive", || {
+            bad_link("adaptive");
+        }),
+    ]
+}
+
+fn bad_link(mode: &str) {
+    const SESSIONS: u64 = 6;
+    const STREAM: u64 = 500_000;
+    let lab = Lab::new("bad-link");
+    let (node, relay, origin) = (lab.host("node"), lab.host("relay"), lab.host("origin"));
+    lab.veth((&node, "10.20.0.10/24"), (&relay, "10.20.0.2/24"));
+    let shape = Shape {
+        // There and back: 80 ms.
+        delay: Duration::from_millis(40),
+        loss: 0.02,
+        reorder: 0.05,
+        duplicate: 0.02,
+        mtu: 1500,
+        ..Shape::default()
+    };
+    let link = lab.wan((&relay, "10.30.0.1/24"), (&origin, "10.30.0.2/24"), shape);
+    let hosts = Hosts {
+        node,
+        relay,
+        origin,
+        lab,
+    };
+    let peers = Peers::between(hosts, in_mode(mode));
+    let (began, before) = (Instant::now(), peers.relay.cpu_time());
+    thread::scope(|scope| {
+        for n in 0..SESSIONS {
+            let (mut client, mut server) = peers.open(2 * n);
+            scope.spawn(move || {
+                thread::scope(|scope| {
+                    scope.spawn(|| client.talk(STREAM, STREAM));
+                    server.talk(STREAM, STREAM);
+                });
+                complete(&mut client, &mut server);
+            });
+        }
+    });
+    let (took, used) = (began.elapsed(), peers.relay.cpu_time() - before);
+    // What spins uses all of it; what waits for the link, next to nothing.
+    assert!(used < took / 4, "{used:?} of {took:?}");
+    for carried in [link.carried(0), link.carried(1)] {
+        assert!(
+            carried.lost > 0 && carried.reordered > 0 && carried.duplicated > 0,
+            "a link as bad as that: {carried:?}"
+        );
+    }
+    peers.wait_closed("completed", SESSIONS);
+    for way in Way::ALL {
+        assert_eq!(peers.booked(way), SESSIONS * STREAM);
+    }
+    peers.assert_at_rest();
+}
