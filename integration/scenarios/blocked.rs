@@ -168,7 +168,7 @@ impl Hosts {
 fn held_is_bounded(mode: &str, bound: u64) {
     /// Of the relay's receiving sockets.
     const DEEP: u64 = 4 << 20;
-    const WAITING: u64 = 1_900_000;
+    const WAITING: u64 = 1_500_000;
     let hosts = narrow("held");
     hosts
         .relay

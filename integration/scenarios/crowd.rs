@@ -6,21 +6,31 @@ use libtest_mimic::Trial;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
-use super::world::{ENDPOINT, World, listener, privatelink_header};
+use super::{
+    peers::in_mode,
+    world::{ENDPOINT, World, listener, privatelink_header, shipped},
+};
 use crate::{
     claim,
     harness::{
         agent::Agent,
         origin::Manner,
+        relay::Start,
         stream::{self, End::Fin},
     },
 };
 
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![claim(
-        "thousands_of_idle_connections_hold_no_pipe_and_little_memory",
-        idle_connections,
-    )]
+    vec![
+        claim(
+            "thousands_of_idle_connections_hold_no_pipe_and_little_memory",
+            || idle_connections(5000, shipped()),
+        ),
+        // What they said went through pipes.
+        claim("idle_connections_that_were_spliced_hold_no_pipe", || {
+            idle_connections(1000, in_mode("splice"));
+        }),
+    ]
 }
 
 /// Memory per idle connection, the relay's own; the kernel's sockets are not in it.
@@ -77,13 +87,18 @@ fn close(world: &World, crowd: Vec<Agent>) {
     });
 }
 
-fn idle_connections() {
-    let crowd = as_many_as(5000);
-    let world = World::new("idle-crowd", Manner::Echo);
+fn idle_connections(crowd: u64, start: Start) {
+    let crowd = as_many_as(crowd);
+    let world = World::with("idle-crowd", Manner::Echo, start);
     // Once through everything, so that buffers and code are in memory.
     close(&world, used(&world, 100));
     world.wait_closed("completed", 100);
-    let (before, pipes) = (world.relay.pss(), world.relay.pipe_fd_count());
+    // Those that it keeps at hand are few, and not lent.
+    let pipes = || {
+        let idle = world.relay.metric("tollgate_pipes", &[("state", "idle")]);
+        world.relay.pipe_fd_count() as u64 - 2 * idle
+    };
+    let (before, others) = (world.relay.own_memory(), pipes());
     let agents = used(&world, crowd);
     let active = [("upstream", "control-plane")];
     let lent = [("state", "lent")];
@@ -91,9 +106,9 @@ fn idle_connections() {
         .relay
         .wait_metric("tollgate_connections_active", &active, crowd);
     world.relay.wait_metric("tollgate_pipes", &lent, 0);
-    assert_eq!(world.relay.pipe_fd_count(), pipes);
+    assert_eq!(pipes(), others);
     world.relay.assert_at_rest();
-    let each = world.relay.pss().saturating_sub(before) / crowd;
+    let each = world.relay.own_memory().saturating_sub(before) / crowd;
     assert!(each < EACH, "{each} bytes for an idle connection");
     close(&world, agents);
     world.wait_closed("completed", 100 + crowd);

@@ -92,14 +92,14 @@ fn part(name: &str, run: impl FnOnce() -> bool) -> bool {
 
 fn soak_streams(seed: u64) -> bool {
     let mut sum = streams::Outcome::default();
-    for mode in MODES {
+    for (mode, seed) in MODES.into_iter().zip(seed..) {
         let began = Instant::now();
         let outcome = streams::run(mode, seed, STREAMS);
         for damage in &outcome.damaged {
             say(&format!("  {damage}"));
         }
         say(&format!(
-            "streams, {mode}: {} streams, {} bytes ({} copied, {} spliced), {} damaged, {} s",
+            "streams, {mode}, seed {seed}: {} streams, {} bytes ({} copied, {} spliced), {} damaged, {} s",
             outcome.streams,
             outcome.bytes,
             outcome.copied,
@@ -132,7 +132,7 @@ fn soak_switching(seed: u64) -> bool {
         let began = Instant::now();
         let outcome = switching::assert_switched(mode, seed, total, LONGEST);
         say(&format!(
-            "switching, {mode}: {} bytes in one session, {} rounds, {} with copied bytes, {} with spliced bytes, {} s",
+            "switching, {mode}, seed {seed}: {} bytes in one session, {} rounds, {} with copied bytes, {} with spliced bytes, {} s",
             outcome.bytes,
             outcome.rounds,
             outcome.copied,
@@ -146,14 +146,15 @@ fn soak_switching(seed: u64) -> bool {
 fn soak_chaos(seed: u64) -> bool {
     for mode in MODES {
         let (began, mut whole, mut bytes) = (Instant::now(), 0, 0);
-        for more in 0..CHAOS_SEEDS {
-            let outcome = chaos::run(mode, seed + more, CHAOS_SESSIONS);
+        let seeds = seed..seed + CHAOS_SEEDS;
+        for seed in seeds.clone() {
+            let outcome = chaos::run(mode, seed, CHAOS_SESSIONS);
             whole += outcome.whole;
             bytes += outcome.bytes;
         }
         let sessions = CHAOS_SEEDS * CHAOS_SESSIONS;
         say(&format!(
-            "chaos, {mode}: {sessions} sessions of {CHAOS_SEEDS} seeds, {} of them cut, {bytes} bytes, {} s",
+            "chaos, {mode}, seeds {seeds:?}: {sessions} sessions, {} of them cut, {bytes} bytes, {} s",
             sessions - whole,
             began.elapsed().as_secs()
         ));

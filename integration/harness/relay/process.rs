@@ -77,6 +77,13 @@ impl Relay {
         self.memory("Pss:")
     }
 
+    /// Bytes of memory in pages that it wrote itself: its heap and its stacks. Unlike [`pss`](Self::pss) it does not change when another
+    /// process begins or ends that runs the same program.
+    #[track_caller]
+    pub fn own_memory(&self) -> u64 {
+        self.memory("Pss_Anon:")
+    }
+
     /// Checks that it does nothing while nothing moves: that it is not spinning. Call it when nothing does.
     ///
     /// # Panics
