@@ -58,16 +58,16 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-/// What each socket's buffer has room for, where a test says so.
-const BUFFER: u64 = 64 << 10;
+/// Room of a socket's buffer where little is to fit.
+const LITTLE: u64 = 64 << 10;
 
-/// Hosts on whose sockets little fits, and that little does not grow.
+/// Hosts whose sockets' buffers have so much room, and never more.
 #[track_caller]
-fn narrow(name: &str) -> Hosts {
+fn with_buffers(name: &str, room: u64) -> Hosts {
     let hosts = Hosts::new(name);
     for host in [&hosts.node, &hosts.relay, &hosts.origin] {
         for key in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
-            host.sysctl(key, &format!("4096 {BUFFER} {BUFFER}"));
+            host.sysctl(key, &format!("4096 {room} {room}"));
         }
     }
     hosts
@@ -75,9 +75,9 @@ fn narrow(name: &str) -> Hosts {
 
 /// S4. Seconds in place of the ten of the report: what spins, spins in the first.
 fn both_full(mode: &str) {
-    const BLOCKED: Duration = Duration::from_secs(3);
+    const BLOCKED: Duration = Duration::from_secs(2);
     const MORE: u64 = 3_000_000;
-    let peers = Peers::between(narrow("full"), in_mode(mode));
+    let peers = Peers::between(with_buffers("full", LITTLE), in_mode(mode));
     let (mut client, mut server) = peers.open(20);
     // One's bytes make room for no others: twice each, because the second may fill what the first left.
     for _ in 0..2 {
@@ -105,7 +105,7 @@ fn both_full(mode: &str) {
 /// S5: the end is known and cannot be passed on, and meanwhile the other side, which does not read, speaks and ends.
 fn fin_behind_a_blocked_sink(mode: &str) {
     const ANSWER: u64 = 300_000;
-    let peers = Peers::between(narrow("fin-blocked"), in_mode(mode));
+    let peers = Peers::between(with_buffers("fin-blocked", LITTLE), in_mode(mode));
     let mut sessions = 0;
     for way in Way::ALL {
         within_five("bytes held behind a FIN", |_| {
@@ -166,10 +166,11 @@ impl Hosts {
 
 /// More waits in front of the relay than it may hold, and the reader takes nothing.
 fn held_is_bounded(mode: &str, bound: u64) {
+    const BUFFER: u64 = 256 << 10;
     /// Of the relay's receiving sockets.
     const DEEP: u64 = 4 << 20;
     const WAITING: u64 = 1_500_000;
-    let hosts = narrow("held");
+    let hosts = with_buffers("held", BUFFER);
     hosts
         .relay
         .sysctl("net.ipv4.tcp_rmem", &format!("4096 {DEEP} {DEEP}"));
@@ -191,7 +192,7 @@ fn held_is_bounded(mode: &str, bound: u64) {
         assert!(held > 0, "nothing held: nothing was tested");
         // What it took is in it, in its socket towards the reader, and in the reader's: the kernel doubles what it is asked for, and lets
         // one segment be too many.
-        let buffers = 2 * (2 * BUFFER + (64 << 10));
+        let buffers = 2 * 2 * BUFFER + (64 << 10);
         assert!(taken <= bound + buffers, "{taken} bytes taken");
         peers.relay.assert_at_rest();
         let later = taken_and_held(&peers, &sender, way, before);

@@ -47,8 +47,8 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 const STREAMS: u64 = 1200;
-/// A quarter of a gigabyte, in some thirty turns: a whole one takes 20 s, and is part of `make soak`.
-const SWITCHING: u64 = 1 << 28;
+/// A fifth of a gigabyte, in some twenty turns: a whole one takes 20 s, and is part of `make soak`.
+const SWITCHING: u64 = 200 << 20;
 const LONGEST: u64 = 16_000_000;
 const CHAOS: u64 = 400;
 
