@@ -21,9 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             || {
                 second_reset(true);
             },
-        )
-        // Not so yet: it waits for `half_close_timeout`. Run it with `-- --ignored`.
-        .with_ignored_flag(true),
+        ),
     ]
 }
 

@@ -23,6 +23,7 @@ mod large;
 mod long_way;
 mod modes;
 mod operation;
+mod options;
 mod peers;
 mod pipe_quota;
 mod plain;
@@ -51,6 +52,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     [
         header::tests(),
         operation::tests(),
+        options::tests(),
         ends::tests(),
         half_close::tests(),
         bounds::tests(),

@@ -218,11 +218,11 @@ impl Engine {
 
     /// A side that was read to its end and then reset: no read tells the reset, and nobody reads there any more.
     fn hidden_error(&self, index: usize) -> Option<(Side, Errno)> {
-        let session = self
-            .sessions
-            .get(index)
-            .filter(|session| session.lost.is_none())?;
-        let hides = |side: &Side| session.halves[side.outgoing() as usize].hides_an_error();
+        let session = self.sessions.get(index)?;
+        let hides = |side: &Side| {
+            session.lost.is_none_or(|(lost, _)| lost != *side)
+                && session.halves[side.outgoing() as usize].hides_an_error()
+        };
         Side::ALL.into_iter().filter(hides).find_map(|side| {
             let error = SockRef::from(&session.sockets[side as usize])
                 .take_error()
