@@ -119,12 +119,16 @@ impl<'a> Prepared<'a> {
                     Cut::Dense => Sender::Copying(vec![7; WRITE]),
                     Cut::Fragments | Cut::Packets => Sender::fragments()?,
                 };
+                let reading = match self.what.copied {
+                    true => RecvFlags::empty(),
+                    false => RecvFlags::TRUNC,
+                };
                 return match self.what.traffic {
-                    Traffic::ToUpstream => bulk(client, origin, &sender, length),
+                    Traffic::ToUpstream => bulk(client, origin, &sender, reading, length),
                     Traffic::RequestResponse(size) => {
                         exchange(ends, Size::Fixed(size), Pace::AtOnce, length)
                     }
-                    _ => bulk(origin, client, &sender, length),
+                    _ => bulk(origin, client, &sender, reading, length),
                 };
             }
             Over::Both(flow, requests) => (flow, requests),
@@ -135,7 +139,15 @@ impl<'a> Prepared<'a> {
         };
         let sender = Sender::Copying(vec![7; WRITE]);
         thread::scope(|scope| {
-            let flow = scope.spawn(|| bulk(&flow.origin, &flow.client, &sender, length));
+            let flow = scope.spawn(|| {
+                bulk(
+                    &flow.origin,
+                    &flow.client,
+                    &sender,
+                    RecvFlags::TRUNC,
+                    length,
+                )
+            });
             let exchanged = exchange(requests, size, pace, length);
             let flow = flow.join().expect("it does not panic")?;
             let mut both = exchanged?;
@@ -150,12 +162,13 @@ fn bulk(
     senders: &[TcpStream],
     receivers: &[TcpStream],
     sender: &Sender,
+    reading: RecvFlags,
     length: Duration,
 ) -> io::Result<Outcome> {
     let total = AtomicU64::new(u64::MAX);
     let began = Instant::now();
     let units = thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(receivers, &total));
+        let receiver = scope.spawn(|| receive(receivers, reading, &total));
         let sent = send_until(senders, sender, began + length);
         // Also when it failed: or nobody would end.
         total.store(*sent.as_ref().unwrap_or(&0), Ordering::Release);
@@ -236,7 +249,7 @@ fn send_until(sockets: &[TcpStream], sender: &Sender, end: Instant) -> io::Resul
 }
 
 /// Reads until the total, which is known late, has come.
-fn receive(sockets: &[TcpStream], total: &AtomicU64) -> io::Result<u64> {
+fn receive(sockets: &[TcpStream], reading: RecvFlags, total: &AtomicU64) -> io::Result<u64> {
     let ready = Readiness::of(sockets, EventFlags::IN)?;
     let (mut room, mut received, mut events) =
         (vec![0; READ], 0, Vec::with_capacity(sockets.len()));
@@ -244,7 +257,7 @@ fn receive(sockets: &[TcpStream], total: &AtomicU64) -> io::Result<u64> {
     while received < total.load(Ordering::Acquire) {
         let before = received;
         for socket in ready.wait(&mut events)? {
-            match recv(&sockets[socket], &mut room[..], RecvFlags::TRUNC) {
+            match recv(&sockets[socket], &mut room[..room_of(reading)], reading) {
                 Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((_, n)) => received += n as u64,
                 Err(Errno::AGAIN) => {}
@@ -260,6 +273,11 @@ fn receive(sockets: &[TcpStream], total: &AtomicU64) -> io::Result<u64> {
         }
     }
     Ok(received)
+}
+
+/// What is copied is soon written over in the caches.
+fn room_of(reading: RecvFlags) -> usize {
+    if reading.is_empty() { WRITE } else { READ }
 }
 
 /// Which of some sockets can be read or written.

@@ -169,6 +169,8 @@ fn peer_process(
         .arg(binary)
         .args(flags)
         .arg(&file);
+    // `make bench NGINX=PATH` is for us: to nginx, a variable of that name lists sockets it is to take over.
+    command.env_remove("NGINX");
     // What it has to say goes to our standard error.
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     Ok(Process::Peer(child, folder))

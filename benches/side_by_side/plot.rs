@@ -5,7 +5,7 @@ use std::fmt::{Result, Write};
 use crate::{
     report::Report,
     summary::{Figure, Spread},
-    workload::{FRAGMENTS, OPEN_LOOP, PACKETS, SHORT, bulk_name, exchange_name},
+    workload::{COPIED, FRAGMENTS, OPEN_LOOP, PACKETS, SHORT, bulk_name, exchange_name},
 };
 
 const LABEL: f64 = 200.0;
@@ -124,7 +124,7 @@ fn panels(report: &Report<'_>) -> Vec<Panel> {
             relay_bulk,
         ),
         of(
-            &bulk_name("to_client", 1),
+            &(bulk_name("to_client", 1) + COPIED),
             Figure::Machine,
             "whole machine, s/GB",
         ),

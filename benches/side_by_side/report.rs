@@ -138,7 +138,9 @@ impl Report<'_> {
              did; *others* is that without relay, client and origin, as a part of one core. Ratios are of *relay*, round by round. *Busy* is the part of the time that \
              the relay was on its core: where it is well below 100 %, client and origin were the limit and throughput says nothing of the relay. *Waited*: other \
              processes on that core; with a twentieth or more of that, a relay moves more at a time and seems cheaper than it is. On one core for all there is no \
-             waiting for an idle core to wake, which costs more than the relay does: that is the workload to read the price of a single transaction from.\n"
+             waiting for an idle core to wake, which costs more than the relay does: that is the workload to read the price of a single transaction from. Who receives bulk throws it away in the kernel (MSG_TRUNC), \
+             so that the relay and not its load is the limit; that makes going without a relay, all on one core and in its caches, cheaper than any program could have it. \
+             Where the whole machine is judged, it copies.\n"
         )
     }
 

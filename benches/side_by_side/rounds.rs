@@ -87,7 +87,7 @@ impl Rounds<'_> {
         };
         let relays = self.variants.iter().enumerate().map(start);
         let relays = relays.collect::<Result<Vec<_>, _>>()?;
-        let mut samples = Vec::new();
+        let (mut samples, mut packets) = (Vec::new(), None);
         let mut order = shuffled(self.workloads.len());
         // Its rate comes from another one.
         order.sort_by_key(|workload| self.workloads[*workload].traffic == Traffic::OpenLoop);
@@ -96,7 +96,10 @@ impl Rounds<'_> {
             if what.traffic == Traffic::OpenLoop && self.rate.is_none() {
                 self.rate = Some(self.rate_of(&samples));
             }
-            self.world.one_segment_per_packet(what.cut == Cut::Packets);
+            let one_segment = what.cut == Cut::Packets;
+            if packets.replace(one_segment) != Some(one_segment) {
+                self.world.one_segment_per_packet(one_segment);
+            }
             for variant in shuffled(relays.len()) {
                 let Some(relay) = &relays[variant] else {
                     continue;

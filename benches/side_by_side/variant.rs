@@ -119,7 +119,7 @@ pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<S
     let settings = if more.is_empty() {
         "as shipped"
     } else {
-        more.trim()
+        &more.trim().replace('\n', "; ")
     };
     add(Role::Ours, "tollgate", &version_of, settings, ours.clone());
     if let Some(base) = env::var_os("TOLLGATE_BASE").filter(|path| !path.is_empty()) {

@@ -56,6 +56,8 @@ pub(crate) struct Workload {
     pub(crate) same_core: bool,
     /// How bulk is cut up on the wire.
     pub(crate) cut: Cut,
+    /// Whether who receives bulk copies it, as programs do; else it is thrown away in the kernel, which loads the relay more.
+    pub(crate) copied: bool,
     /// Through which relays.
     relays: Vec<Role>,
 }
@@ -68,6 +70,7 @@ impl Workload {
             connections,
             same_core: false,
             cut: Cut::Dense,
+            copied: false,
             relays: relays.to_vec(),
         }
     }
@@ -113,6 +116,7 @@ pub(crate) fn exchange_name(size: &str, connections: usize) -> String {
 
 /// What is added to the names of those that differ by it.
 pub(crate) const FRAGMENTS: &str = " in MTU-sized fragments";
+pub(crate) const COPIED: &str = " copied by the receiver";
 pub(crate) const PACKETS: &str = " in MTU-sized packets";
 pub(crate) const UNPRIVILEGED: &str = " as an unprivileged user";
 /// Names of those that there is one of.
@@ -150,6 +154,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
         Nat,
         NoRelay,
     ];
+    let machine = [Ours, Before, HaproxySplice, Nat, NoRelay];
     let defaults = [Ours, Before, Nginx, Haproxy, NoRelay];
     let with_nat = [Ours, Before, Nginx, Haproxy, Nat, NoRelay];
     let unprivileged = [
@@ -163,6 +168,11 @@ pub(crate) fn workloads() -> Vec<Workload> {
         for (traffic, to) in DIRECTIONS {
             all.push(Workload::new(bulk_name(to, flows), traffic, flows, &bulk));
         }
+    }
+    for (traffic, to) in DIRECTIONS {
+        let mut workload = Workload::new(bulk_name(to, 1) + COPIED, traffic, 1, &machine);
+        workload.copied = true;
+        all.push(workload);
     }
     for flows in [1, 16] {
         for (traffic, to) in DIRECTIONS {
