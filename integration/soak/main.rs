@@ -1,7 +1,7 @@
 //! `make soak`: what the suite tries for seconds, for minutes. A hundred thousand sessions whose ends half-close, a gigabyte that is copied
 //! and spliced in turns, and many seeds of chaos, each through every mode of relaying, with every byte checked at both ends.
 //!
-//! It ends at the first thing that is wrong, with the seed that brings it back: `TOLLGATE_SEED=… make soak`.
+//! What is wrong is said with the seed that brings it back, `TOLLGATE_SEED=… make soak`, and whatever it is, the other parts run.
 #![expect(
     clippy::unwrap_used,
     reason = "a test that cannot go on panics, and says where"
