@@ -1,8 +1,9 @@
 //! A worker's one wait: an epoll instance for listeners, for sockets that a task waits for and for those that the engine relays between,
 //! with the tasks' timers and a bell for other threads.
 //!
-//! A socket is registered once, edge-triggered and for everything, and never again: when a session leaves its task for the engine, only the
-//! owner of its events changes. So a connection costs one epoll_ctl(2) per socket, and a byte costs no runtime anything.
+//! A socket is registered once, edge-triggered and for everything: when a session leaves its task for the engine, only the owner of its
+//! events changes. So a connection costs one epoll_ctl(2) per socket, and a byte costs no runtime anything. The exception is a source
+//! whose sink does not keep up ([`Watched::listen`]).
 //!
 //! Tasks that are woken from within the thread cost no system call; other threads ring the bell when the worker sleeps.
 
@@ -338,6 +339,21 @@ impl Watched {
             Owner::Task(expected) => expected.seen,
             Owner::Engine(_) => EventFlags::empty(),
         }
+    }
+
+    /// Whether arriving bytes are to be announced. Off, it stays silent about them, and about nothing else: a fast sender would wake the
+    /// worker with every packet while there is nowhere to put it. On again, what is there by then is announced.
+    ///
+    /// # Errors
+    /// A fault of ours.
+    pub fn listen(&self, to_bytes: bool) -> io::Result<()> {
+        let flags = match to_bytes {
+            true => EVERYTHING,
+            false => EVERYTHING - EventFlags::IN,
+        };
+        let token = EventData::new_u64(self.place.index as u64);
+        epoll::modify(&self.place.reactor.epoll, &self.socket, token, flags)?;
+        Ok(())
     }
 
     /// The socket, taken out of the reactor.

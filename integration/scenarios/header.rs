@@ -8,6 +8,7 @@ use super::{
     raw_header::{self, endpoint, tlv, with_crc},
     world::{ENDPOINT, World, connected, listener, privatelink_header, shipped, shipped_with},
 };
+use crate::harness::relay::Start;
 use crate::{
     claim,
     harness::{agent::Agent, netns::Host, nlb::header, origin::Manner, relay::Relay, stream::End},
@@ -96,8 +97,13 @@ fn header_errors(relay: &Relay, error: &str) -> u64 {
     relay.metric("tollgate_header_errors_total", &[("error", error)])
 }
 
+/// A hundred pieces, each waiting for its acknowledgement, take longer than `header_timeout` where other tests have the processor.
+fn patient() -> Start {
+    shipped_with("header_timeout = \"60s\"")
+}
+
 fn header_split_anywhere_is_taken() {
-    let world = World::new("split", Manner::Echo);
+    let world = World::with("split", Manner::Echo, patient());
     let header = privatelink_header(ENDPOINT);
     let length = header.len() as u64;
     world.node.run(async move {
@@ -118,7 +124,7 @@ fn header_split_anywhere_is_taken() {
 }
 
 fn every_vector_is_taken_in_pieces_and_glued_to_payload() {
-    let world = World::new("vectors", Manner::Echo);
+    let world = World::with("vectors", Manner::Echo, patient());
     for (vector, id) in [
         (raw_header::PRIVATELINK_TCP4, "vpce-08d2bf15fac5001c9"),
         (raw_header::SYNTHETIC_TCP6, "vpce-0123456789abcdef0"),

@@ -274,13 +274,7 @@ pub(crate) fn run(mode: &str, seed: u64, sessions: u64) -> Outcome {
     hosts
         .relay
         .sysctl("net.ipv4.tcp_rmem", "4096 1048576 6291456");
-    // Shorter than we wait, because a session both of whose sides were reset may last as long: see
-    // second_reset_ends_a_half_closed_session_that_waits_for_delivery.
-    let start = in_mode(mode).replace(
-        "[relay]",
-        "[session]\nhalf_close_timeout = \"10s\"\n[relay]",
-    );
-    let relay = start.on(&hosts.relay);
+    let relay = in_mode(mode).on(&hosts.relay);
     let baseline = Baseline::of(&relay);
     let listener = hosts.origin.run(TcpListener::bind(ORIGIN));
     let served = Arc::new(Watched::<Served>::default());

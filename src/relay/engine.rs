@@ -130,6 +130,8 @@ impl Engine {
         if let Some(session) = self.sessions.get_mut(index) {
             session.announced(side, flags);
             self.drive(index);
+            let bytes = flags.contains(EventFlags::IN).then_some(side);
+            self.listen(index, bytes);
         }
     }
 
@@ -141,10 +143,17 @@ impl Engine {
             {
                 session.queued = false;
                 self.drive(index);
+                self.listen(index, None);
             }
         }
         while let Some(index) = self.timers.take_due(self.now) {
             self.judge(index as usize);
+        }
+    }
+
+    fn listen(&mut self, index: usize, announced_bytes: Option<Side>) {
+        if let Some(session) = self.sessions.get_mut(index) {
+            session.listen(announced_bytes);
         }
     }
 

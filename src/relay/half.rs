@@ -184,6 +184,23 @@ impl Half {
         self.error_announced && self.source == Source::Ended
     }
 
+    /// Whether it could read, but for a sink that takes nothing.
+    #[must_use]
+    pub fn waits_for_sink(&self) -> bool {
+        self.sink == Sink::Open && self.readable && !self.writable
+    }
+
+    /// Whether nothing but bytes from the source will get it going.
+    #[must_use]
+    pub fn waits_for_source(&self) -> bool {
+        let could_pass_on = match self.sink {
+            Sink::Open => self.writable && self.held() == 0,
+            Sink::Lost => true,
+            Sink::FinPassed => false,
+        };
+        could_pass_on && !self.readable && matches!(self.source, Source::Open | Source::Failing)
+    }
+
     /// Event: the sink has room, or an error that the next write will tell.
     pub fn sink_ready(&mut self) {
         self.writable = true;
@@ -475,6 +492,24 @@ mod tests {
             half.passed_on();
         }
         assert_eq!(half.next(), COPY);
+    }
+
+    #[test]
+    fn it_waits_for_one_end_at_a_time() {
+        let mut half = half();
+        assert!(!half.waits_for_sink() && !half.waits_for_source());
+        half.sink_blocked();
+        assert!(half.waits_for_sink() && !half.waits_for_source());
+        half.sink_ready();
+        half.source_blocked();
+        assert!(!half.waits_for_sink() && half.waits_for_source());
+        half.keep((*b"x").into());
+        assert!(!half.waits_for_source(), "the sink's event comes first");
+        half.sink_lost();
+        assert!(half.waits_for_source(), "to throw it away");
+        half.source_ready(true);
+        half.received(0, FULL_READ);
+        assert!(!half.waits_for_source(), "there will be no more");
     }
 
     #[test]

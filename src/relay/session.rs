@@ -100,6 +100,9 @@ impl Side {
     }
 }
 
+/// Announcements in vain after which a side is not listened to. Most stalls are shorter, and turning away and back costs two calls.
+const DEAF: u8 = 8;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -117,6 +120,8 @@ pub(super) struct Session {
     pub(super) lost: Option<(Side, CloseReason)>,
     /// It is on the engine's list of those with more to do.
     pub(super) queued: bool,
+    /// How often each side announced bytes that could not be passed on; [`DEAF`]: it is not listened to.
+    in_vain: [u8; 2],
 }
 
 impl Session {
@@ -133,6 +138,7 @@ impl Session {
             due: None,
             lost: None,
             queued: false,
+            in_vain: [0; 2],
         }
     }
 
@@ -150,6 +156,33 @@ impl Session {
         }
         if flags.contains(EventFlags::ERR) {
             self.half(side.outgoing()).source_has_error();
+        }
+    }
+
+    /// After a turn: whoever announces bytes again and again that cannot be passed on is not listened to until they have gone.
+    pub(super) fn listen(&mut self, announced_bytes: Option<Side>) {
+        for side in Side::ALL {
+            let (half, socket) = (
+                &self.halves[side.outgoing() as usize],
+                &self.sockets[side as usize],
+            );
+            let in_vain = &mut self.in_vain[side as usize];
+            match *in_vain {
+                DEAF if half.waits_for_source() => {
+                    // Fails for no socket that is registered.
+                    let _ = socket.listen(true);
+                    *in_vain = 0;
+                }
+                DEAF => {}
+                _ if announced_bytes == Some(side) && half.waits_for_sink() => {
+                    *in_vain += 1;
+                    if *in_vain == DEAF {
+                        let _ = socket.listen(false);
+                    }
+                }
+                _ if announced_bytes == Some(side) => *in_vain = 0,
+                _ => {}
+            }
         }
     }
 
