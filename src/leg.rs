@@ -8,19 +8,28 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::config::SessionLimits;
 
-/// Sets NODELAY, keepalive, the user timeout, urgent data in line, and that a socket which is dropped is reset. On a listening
-/// socket: what is accepted from it inherits them (tcp(7)), which saves seven calls per connection.
+/// Sets NODELAY, urgent data in line, and that a socket which is dropped is reset. On a listening socket: what is accepted from it inherits
+/// them (tcp(7)), and saves the calls.
 ///
 /// A reset is what a dropped socket owes its peer: a relay that is killed, or gives up, must not make a stream that was cut look
 /// complete. Only an orderly end says otherwise ([`close_in_order`]).
 ///
 /// # Errors
 /// The kernel refused a value.
-pub fn set_options(socket: &impl AsFd, limits: &SessionLimits) -> io::Result<()> {
+pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_out_of_band_inline(true)?;
-    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_nodelay(true)
+}
+
+/// Sets keepalive and the user timeout, which find out that a peer has vanished. On a listening socket as [`prepare`]; on a connected one
+/// in time for the first of them ([`unguarded_for`]).
+///
+/// # Errors
+/// The kernel refused a value.
+pub fn guard(socket: &impl AsFd, limits: &SessionLimits) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_tcp_user_timeout(limits.user_timeout)?;
     match limits.keepalive {
         Some(keepalive) => socket.set_tcp_keepalive(
@@ -31,6 +40,15 @@ pub fn set_options(socket: &impl AsFd, limits: &SessionLimits) -> io::Result<()>
         ),
         None => socket.set_keepalive(false),
     }
+}
+
+/// How long a connection may do without [`guard`]: a twentieth of what it would first wait for. Many sessions are over by then and never pay
+/// its five calls. `None`: for ever.
+#[must_use]
+pub fn unguarded_for(limits: &SessionLimits) -> Option<Duration> {
+    let keepalive = limits.keepalive.map(|keepalive| keepalive.idle);
+    let first = [keepalive, limits.user_timeout].into_iter().flatten().min();
+    first.map(|first| first / 20)
 }
 
 /// Makes closing the socket an orderly end: a FIN, behind everything that was written to it.

@@ -81,7 +81,8 @@ pub fn bind(address: SocketAddr, limits: &SessionLimits) -> io::Result<StdListen
     let socket = socket_for(address)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
-    leg::set_options(&socket, limits)?;
+    leg::prepare(&socket)?;
+    leg::guard(&socket, limits)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

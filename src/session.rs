@@ -119,7 +119,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let account = entrance.account(arrival.endpoint.as_deref().unwrap_or(DIRECT));
     let meter = Meter::open(account, entrance.worker);
     let connected = tokio::select! {
-        connected = entrance.dialer.connect(&entrance.limits) => connected.map_err(|error| match error {
+        connected = entrance.dialer.connect() => connected.map_err(|error| match error {
             ConnectError::NoAddress => CloseReason::NoAddress,
             ConnectError::Failed => CloseReason::ConnectFailed,
         }),

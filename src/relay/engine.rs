@@ -177,6 +177,7 @@ impl Engine {
                 };
                 let direction = side.outgoing();
                 let shard = self.books.worker(self.worker);
+                let last = session.halves[side.other().outgoing() as usize].is_finished();
                 let mut pump = Pump {
                     direction,
                     half: &mut session.halves[direction as usize],
@@ -188,6 +189,7 @@ impl Engine {
                     pipes: &mut self.pipes,
                     shard,
                     moved: 0,
+                    last,
                 };
                 let finished_before = pump.half.is_finished();
                 let turn = pump.turn();
@@ -291,6 +293,10 @@ impl Engine {
             return;
         };
         session.due = None;
+        if let Some(limits) = session.lifetime.take_guard(now) {
+            // Fails only on a socket whose connection is gone, which the next read or write tells.
+            let _ = leg::guard(&session.sockets[Side::Upstream as usize], limits);
+        }
         let phase = session.phase();
         let Session {
             lifetime,

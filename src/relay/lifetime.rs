@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::timer::Millis;
 use crate::account::CloseReason;
 use crate::config::SessionLimits;
+use crate::leg;
 
 /// What a session waits for, as far as its bounds are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub(super) struct Lifetime {
     /// What was undelivered when it was last asked, and when that was.
     seen: (Millis, u64),
     delivery: Option<Delivery>,
+    /// When the upstream's socket has to be guarded ([`leg::guard`]); `None`: it is, or need not be.
+    guard: Option<Millis>,
 }
 
 /// A reset would take back what the kernel has not delivered yet (it is discarded, tcp(7) SO_LINGER): the reset waits. No event tells when
@@ -66,13 +69,14 @@ const LONGEST_PAUSE: Millis = 256;
 impl Lifetime {
     pub(super) fn new(limits: Arc<SessionLimits>, now: Millis) -> Self {
         Self {
-            limits,
             began: now,
             moved: now,
             taken: now,
             spared: now,
             seen: (now, 0),
             delivery: None,
+            guard: leg::unguarded_for(&limits).and_then(|time| end_of(now, Some(time))),
+            limits,
         }
     }
 
@@ -115,8 +119,20 @@ impl Lifetime {
     pub(super) fn deadline(&self, phase: Phase) -> Option<Millis> {
         let age = end_of(self.began, self.limits.max_age);
         let look = self.delivery.as_ref().map(|delivery| delivery.look);
-        let ends = [self.quiet_end(phase), self.idle_end(), age, look];
+        let ends = [
+            self.quiet_end(phase),
+            self.idle_end(),
+            age,
+            look,
+            self.guard,
+        ];
         ends.into_iter().flatten().min()
+    }
+
+    /// Whether the upstream's socket has to be guarded now, and how: told once.
+    pub(super) fn take_guard(&mut self, now: Millis) -> Option<&SessionLimits> {
+        self.guard.take_if(|at| *at <= now)?;
+        Some(&self.limits)
     }
 
     /// Decides at a deadline. `undelivered` counts what the reachable sides have not acknowledged; `at_age` is how a session that
@@ -313,6 +329,20 @@ mod tests {
             judge(&mut lifetime, 60 * 60 * S, RESETTING, 1_000_000 - 59),
             RESET
         );
+    }
+
+    #[test]
+    fn an_upstream_is_guarded_once_and_long_before_it_matters() {
+        let limits = SessionLimits {
+            user_timeout: Some(Duration::from_secs(20)),
+            ..*lifetime().limits
+        };
+        let mut lifetime = Lifetime::new(Arc::new(limits), 0);
+        assert_eq!(lifetime.deadline(Phase::Open), Some(S));
+        assert!(lifetime.take_guard(S - 1).is_none());
+        assert!(lifetime.take_guard(S).is_some());
+        assert!(lifetime.take_guard(S).is_none());
+        assert_eq!(lifetime.deadline(Phase::Open), Some(3600 * S));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) struct Pump<'a> {
     pub(super) shard: &'a WorkerShard,
     /// Bytes the sink took in this turn.
     pub(super) moved: u64,
+    /// The other direction has passed its FIN on: with this one's the session ends, and closing the sink sends it.
+    pub(super) last: bool,
 }
 
 /// Never SPLICE_F_MORE: it holds the last segment back for up to 200 ms.
@@ -199,6 +201,10 @@ impl Pump<'_> {
     }
 
     fn pass_fin(&mut self) -> Result<(), Turn> {
+        if self.last {
+            self.half.fin_passed();
+            return Ok(());
+        }
         match shutdown(self.sink, Shutdown::Write) {
             Ok(()) => {
                 self.half.fin_passed();
@@ -298,6 +304,7 @@ mod tests {
                 pipes: &mut pipes,
                 shard: books.worker(0),
                 moved: 0,
+                last: false,
             }
             .turn();
             (turn, half.in_pipe(), half.kept().len())

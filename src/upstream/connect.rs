@@ -13,7 +13,6 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::{debug, warn};
 
 use super::Upstream;
-use crate::config::SessionLimits;
 use crate::leg;
 use crate::reactor::{END, Reactor, Watched};
 use crate::telemetry::LogLimiter;
@@ -51,21 +50,18 @@ impl Dialer {
         }
     }
 
-    /// A connection to one of the addresses, with the leg's options set.
+    /// A connection to one of the addresses, prepared but not guarded: see [`leg`].
     ///
     /// # Errors
     /// [`ConnectError`], after `connect_deadline` at the latest.
-    pub async fn connect(
-        &self,
-        limits: &SessionLimits,
-    ) -> Result<(Watched, SocketAddr), ConnectError> {
+    pub async fn connect(&self) -> Result<(Watched, SocketAddr), ConnectError> {
         let deadline = Instant::now() + self.upstream.connect_deadline;
         let addresses = self.addresses(deadline).await?;
         let first = self.turn.get();
         self.turn.set(first.wrapping_add(1));
         for n in 0..addresses.len() {
             let address = addresses[first.wrapping_add(n) % addresses.len()];
-            match self.try_address(address, limits, deadline).await {
+            match self.try_address(address, deadline).await {
                 Ok(stream) => return Ok((stream, address)),
                 Err(error) => self.failed(address, &error),
             }
@@ -78,16 +74,11 @@ impl Dialer {
 
     /// One address, within its try. Where it is we who lack something, it is tried again until the deadline: another address would
     /// fail as well, and sessions end all the time.
-    async fn try_address(
-        &self,
-        address: SocketAddr,
-        limits: &SessionLimits,
-        deadline: Instant,
-    ) -> io::Result<Watched> {
+    async fn try_address(&self, address: SocketAddr, deadline: Instant) -> io::Result<Watched> {
         loop {
             let began = Instant::now();
             let until = deadline.min(began + self.upstream.connect_timeout);
-            let dialled = dial(&self.reactor, address, limits);
+            let dialled = dial(&self.reactor, address);
             match self.reactor.timeout_at(until, dialled).await {
                 Some(Ok(stream)) => {
                     let took = began.elapsed().as_secs_f64();
@@ -150,14 +141,10 @@ fn is_ours(error: &io::Error) -> bool {
     )
 }
 
-async fn dial(
-    reactor: &Rc<Reactor>,
-    address: SocketAddr,
-    limits: &SessionLimits,
-) -> io::Result<Watched> {
+async fn dial(reactor: &Rc<Reactor>, address: SocketAddr) -> io::Result<Watched> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-    leg::set_options(&socket, limits)?;
+    leg::prepare(&socket)?;
     match socket.connect(&address.into()) {
         Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
         _ => {}
