@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::{CONFIG_PATH, Error, ExitCode};
 use crate::config::{
-    Config, CrcPolicy, Host, Listener, Peers, ProxyProtocol, SessionLimits, Target, Upstream,
-    duration_text,
+    Config, CrcPolicy, Host, Listener, Peers, ProxyProtocol, Relay, RelayMode, SessionLimits,
+    Target, Upstream, duration_text, size_text,
 };
 
 /// Check a configuration file and say what it means; nothing is opened or resolved.
@@ -61,6 +61,7 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
         "accounts  at most {}, {} endpoints in metrics",
         config.max_accounts, config.max_metric_endpoints
     )?;
+    writeln!(out, "relay     {}", describe_relay(&config.relay))?;
     for listener in &config.listeners {
         writeln!(out)?;
         describe_listener(&mut out, config, listener)?;
@@ -78,6 +79,28 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
     }
     out.truncate(out.trim_end().len());
     Ok(out)
+}
+
+fn describe_relay(relay: &Relay) -> String {
+    let mode = match relay.mode {
+        RelayMode::Adaptive => "copies, and splices what is bulk",
+        RelayMode::Copy => "copies (for diagnosis)",
+        RelayMode::Splice => "splices (for diagnosis)",
+    };
+    let mut text = mode.to_owned();
+    if let Some(spin) = relay.spin {
+        text += &format!("; looks for work for {spin:?} before it sleeps");
+    }
+    if relay.pin {
+        text += "; each worker on a core of its own";
+    }
+    if let Some(size) = relay.stalled_receive_buffer {
+        text += &format!(
+            "; holds {} for a receiver that stalls",
+            size_text(size as u64)
+        );
+    }
+    text
 }
 
 fn describe_listener(out: &mut String, config: &Config, listener: &Listener) -> fmt::Result {

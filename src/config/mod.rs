@@ -26,7 +26,7 @@ use ipnet::IpNet;
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
 pub use session::{Bound, Keepalive, SessionKeys, SessionLimits};
-pub use values::duration_text;
+pub use values::{duration_text, size_text};
 
 /// Everything one process runs with. Built from a file or from the command line of `run`; immutable afterwards.
 #[derive(Debug, Clone)]

@@ -231,12 +231,23 @@ pub fn duration_text(duration: Duration) -> String {
         .map_or_else(|_| format!("{duration:?}"), |signed| format!("{signed:#}"))
 }
 
+/// A number of bytes as it may be written: exact, in the largest unit that fits.
+#[must_use]
+pub fn size_text(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units
+        .into_iter()
+        .find(|(size, _)| bytes >= *size && bytes.is_multiple_of(*size));
+    let (size, name) = unit.unwrap_or((1, "B"));
+    format!("{}{name}", bytes / size)
+}
+
 /// A number of bytes within bounds.
 pub(super) fn size(raw: &Raw, bounds: RangeInclusive<u64>) -> Parsed<usize> {
     let help = format!(
-        "write a size from \"{}B\" to \"{}B\", for instance \"4KiB\"",
-        bounds.start(),
-        bounds.end()
+        "write a size from \"{}\" to \"{}\"",
+        size_text(*bounds.start()),
+        size_text(*bounds.end())
     );
     if let Raw::Integer(number) = raw {
         return wrong(
@@ -332,7 +343,8 @@ pub(super) mod tests {
         assert_eq!(size(&text("4KiB"), 16..=65551), Ok(4096));
         assert_eq!(size(&text("65551B"), 16..=65551), Ok(65551));
         assert!(refused(size(&text("65552B"), 16..=65551)).contains("\"65551B\""));
-        assert!(refused(size(&text("four"), 16..=65551)).contains("\"4KiB\""));
+        assert!(refused(size(&text("four"), 16..=65551)).contains("\"16B\" to \"65551B\""));
+        assert!(refused(size(&text("1KiB"), 131_072..=1 << 30)).contains("\"128KiB\" to \"1GiB\""));
         assert!(refused(size(&Raw::Integer(4096), 16..=65551)).contains("\"4096B\""));
     }
 
