@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
@@ -97,18 +98,19 @@ pub async fn accept_loop(
 ) {
     let mut in_a_row = 0;
     loop {
+        // Somebody first, a place for him then: or listeners without a client would hold places that others need.
         let descriptors = tokio::select! {
-            descriptors = reserve(&entrance) => descriptors,
+            descriptors = async {
+                listener.announced(EventFlags::IN).await;
+                reserve(&entrance).await
+            } => descriptors,
             () = stop.cancelled() => break,
         };
         let Some(descriptors) = descriptors else {
             return;
         };
-        let accepted = tokio::select! {
-            accepted = accept(&listener) => accepted,
-            () = stop.cancelled() => break,
-        };
-        match accepted {
+        match accept_now(&listener) {
+            Err(Errno::AGAIN) => listener.drained(),
             Ok((client, peer)) => {
                 take(client, peer, descriptors, &entrance, &sessions);
                 in_a_row += 1;
@@ -119,8 +121,8 @@ pub async fn accept_loop(
                     entrance.reactor.sleep_until(Instant::now() + TURN).await;
                 }
             }
-            Err(error) => {
-                if let Some(rest) = accept_failed(&error, &entrance) {
+            Err(errno) => {
+                if let Some(rest) = accept_failed(&errno.into(), &entrance) {
                     entrance.reactor.sleep_until(Instant::now() + rest).await;
                 }
             }
@@ -130,18 +132,6 @@ pub async fn accept_loop(
         && let Ok((client, peer)) = accept_now(&listener)
     {
         take(client, peer, descriptors, &entrance, &sessions);
-    }
-}
-
-async fn accept(listener: &Watched) -> io::Result<(OwnedFd, SocketAddr)> {
-    loop {
-        match accept_now(listener) {
-            Err(Errno::AGAIN) => {
-                listener.drained();
-                listener.announced(EventFlags::IN).await;
-            }
-            accepted => return Ok(accepted?),
-        }
     }
 }
 
@@ -155,10 +145,9 @@ fn accept_now(listener: &Watched) -> Result<(OwnedFd, SocketAddr), Errno> {
 /// the first in vain, and whoever waits in the kernel's queue loses nothing.
 async fn reserve(entrance: &Entrance) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = entrance.descriptors.clone().try_acquire_owned() {
-        entrance.running.set(true);
         return Some(permit);
     }
-    if entrance.running.get() {
+    if entrance.ready.load(Ordering::Relaxed) {
         entrance.shard().accept_errors[AcceptError::Resources as usize].add(1);
         if let Some(suppressed) = entrance.accept_log.allow(Instant::now()) {
             let listener = &*entrance.settings.name;
@@ -169,7 +158,6 @@ async fn reserve(entrance: &Entrance) -> Option<OwnedSemaphorePermit> {
             );
         }
     }
-    entrance.running.set(true); // the first wait is for the process to be ready
     entrance.descriptors.clone().acquire_owned().await.ok()
 }
 

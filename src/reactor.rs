@@ -40,6 +40,9 @@ pub const END: EventFlags = EventFlags::RDHUP
     .union(EventFlags::HUP)
     .union(EventFlags::ERR);
 
+/// Longest sleep. More than 24 days would need epoll_pwait2(2), which kernels have since 5.11 and seccomp filters may not know.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// Events taken from the kernel at a time.
 pub const BATCH: usize = 128;
 
@@ -171,8 +174,7 @@ impl Reactor {
 
     fn take(&self, events: &mut Vec<Event>, patience: Option<Duration>) -> io::Result<()> {
         events.clear();
-        // Longer than a Timespec holds is for ever.
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let patience = patience.and_then(|patience| Timespec::try_from(patience.min(LONGEST)).ok());
         match epoll::wait(&self.epoll, spare_capacity(events), patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -349,7 +351,8 @@ impl Watched {
     pub fn listen(&self, to_bytes: bool) -> io::Result<()> {
         let flags = match to_bytes {
             true => EVERYTHING,
-            false => EVERYTHING - EventFlags::IN,
+            // Without PRI too: the kernel announces bytes as perhaps urgent (sock_def_readable).
+            false => EVERYTHING - EventFlags::IN - EventFlags::PRI,
         };
         let token = EventData::new_u64(self.place.index as u64);
         epoll::modify(&self.place.reactor.epoll, &self.socket, token, flags)?;
@@ -454,6 +457,36 @@ mod tests {
             .unwrap();
         let tokens: Vec<_> = events.iter().map(|event| reactor.dispatch(event)).collect();
         assert_eq!(tokens, [Some(9)]);
+    }
+
+    #[test]
+    fn a_socket_that_is_not_listened_to_announces_its_end_and_nothing_before() {
+        let reactor = reactor();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours = listener.accept().unwrap().0;
+        ours.set_nonblocking(true).unwrap();
+        let ours = Watched::new(&reactor, ours.into()).unwrap();
+        let mut events = Vec::with_capacity(BATCH);
+        let mut look = || {
+            reactor.take(&mut events, Some(Duration::ZERO)).unwrap();
+            let flags = events
+                .iter()
+                .filter(|event| event.data.u64() != BELL)
+                .map(|event| event.flags);
+            flags.collect::<Vec<_>>()
+        };
+        look();
+        ours.listen(false).unwrap();
+        look(); // what there is besides
+        theirs.write_all(b"x").unwrap();
+        assert_eq!(look(), []);
+        ours.listen(true).unwrap();
+        assert!(look()[0].contains(EventFlags::IN), "what came meanwhile");
+        ours.listen(false).unwrap();
+        look();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(look()[0].contains(EventFlags::RDHUP));
     }
 
     #[test]

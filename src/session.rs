@@ -3,13 +3,14 @@
 //! [`serve`] reads from top to bottom what a connection meets: a header, an account, an address, the relay. Whatever ends it
 //! before the relay ends it here, with one reason; [`crate::relay::engine`] does so afterwards.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
@@ -61,8 +62,8 @@ pub struct Entrance {
     pub places: Arc<Semaphore>,
     /// Room for connections of the whole process: two descriptors each.
     pub descriptors: Arc<Semaphore>,
-    /// The process is ready and connections are taken.
-    pub running: Cell<bool>,
+    /// The process is ready and connections are taken: before that there are no descriptors to be had, and none are missing.
+    pub ready: Arc<AtomicBool>,
     /// How far the process is on its way out.
     pub phase: watch::Receiver<Phase>,
     /// The drain's deadline has come.
@@ -122,6 +123,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         connected = entrance.dialer.connect() => connected.map_err(|error| match error {
             ConnectError::NoAddress => CloseReason::NoAddress,
             ConnectError::Failed => CloseReason::ConnectFailed,
+            ConnectError::Reset => CloseReason::UpstreamReset,
         }),
         () = entrance.over.cancelled() => Err(CloseReason::Drained),
     };

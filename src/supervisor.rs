@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -85,6 +86,7 @@ async fn supervise(
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
     let (phase_sender, phase) = watch::channel(Phase::default());
     let descriptors = Arc::new(Semaphore::new(0)); // none before we are ready
+    let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
     let doors = doors.into_iter().zip(passed);
@@ -98,6 +100,7 @@ async fn supervise(
         pipe_budget: pipe_budget.clone(),
         spread: spread.clone(),
         descriptors: descriptors.clone(),
+        ready: ready.clone(),
         passed,
         phase: phase.clone(),
     })?;
@@ -107,6 +110,7 @@ async fn supervise(
         .iter_mut()
         .for_each(|room| room.keep_half_for_sessions(fit));
     descriptors.add_permits(fit);
+    ready.store(true, Ordering::Relaxed);
     ports.serve(View {
         books: books.clone(),
         upstreams: upstreams.clone(),

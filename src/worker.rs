@@ -3,13 +3,14 @@
 //! From accept to connect a connection is a task; the tasks of a worker run in a tokio `LocalSet`, which the worker drives itself, so that
 //! its only wait is the [`Reactor`]'s. Relaying sessions are the engine's.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -56,6 +57,8 @@ pub struct Worker {
     pub spread: Arc<Spread>,
     /// Room for connections of the whole process: two descriptors each.
     pub descriptors: Arc<Semaphore>,
+    /// Whether there are any yet.
+    pub ready: Arc<AtomicBool>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
     /// How far the process is on its way out.
@@ -191,7 +194,7 @@ impl Worker {
             waiting: Rc::new(WaitingRoom::new(door.pending.clone())),
             spread: self.spread.clone(),
             descriptors: self.descriptors.clone(),
-            running: Cell::new(false),
+            ready: self.ready.clone(),
             places: door.sessions.clone(),
             phase: self.phase.clone(),
             over: over.clone(),

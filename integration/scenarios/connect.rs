@@ -32,6 +32,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             black_holes_alone,
         ),
         claim("refusals_alone_end_with_rst", refusals_alone),
+        claim(
+            "what_an_upstream_says_before_it_resets_at_once_arrives",
+            banner_and_reset,
+        ),
         claim("name_without_address_ends_with_rst", no_address),
         claim("addresses_are_taken_in_turn", addresses_in_turn),
         claim("name_is_not_asked_per_connection", not_per_connection),
@@ -304,5 +308,38 @@ fn resolver_comes_later() {
     relay.wait_metric("tollgate_upstream_addresses", &[("state", "fresh")], 1);
     exchange(&hosts.node);
     assert_eq!(origin.wait_over(1).received, 1000);
+    world::assert_at_rest(&relay, baseline);
+}
+
+/// The connection was made, so it is no other address's turn, and what was said before the reset is delivered: whether the relay looks
+/// before the reset or after it.
+fn banner_and_reset() {
+    const BANNER: &[u8] = b"busy, come back later";
+    const SESSIONS: u64 = 60;
+    let hosts = Hosts::new("banner");
+    let relay = shipped().on(&hosts.relay);
+    let baseline = Baseline::of(&relay);
+    let accepting = hosts
+        .origin
+        .call(|| std::net::TcpListener::bind(ORIGIN))
+        .unwrap();
+    let speaking = std::thread::spawn(move || {
+        for _ in 0..SESSIONS {
+            let (mut stream, _) = accepting.accept().unwrap();
+            std::io::Write::write_all(&mut stream, BANNER).unwrap();
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    });
+    hosts.node.run(async {
+        for _ in 0..SESSIONS {
+            let mut client = connected(ENDPOINT).await.unwrap();
+            let (heard, end) = client.read_to_end().await.unwrap();
+            assert_eq!((&heard[..], end), (BANNER, End::Reset));
+        }
+    });
+    speaking.join().unwrap();
+    let closed = [("reason", "upstream_reset")];
+    relay.wait_metric("tollgate_connections_closed_total", &closed, SESSIONS);
     world::assert_at_rest(&relay, baseline);
 }

@@ -6,7 +6,9 @@ use libtest_mimic::Trial;
 
 use super::{
     peers::{Peer, Peers, Way, in_mode},
-    world::{ENDPOINT, Hosts, World, listener, privatelink_header, shipped, shipped_and},
+    world::{
+        ENDPOINT, Hosts, World, connected, listener, privatelink_header, shipped, shipped_and,
+    },
 };
 use crate::{
     claim,
@@ -45,6 +47,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             "few_descriptors_serve_a_crowd_in_turn",
             few_descriptors_serve_a_crowd_in_turn,
         ),
+        claim("listeners_without_a_client_hold_no_place", idle_listeners),
     ]
 }
 
@@ -199,6 +202,39 @@ fn few_descriptors_serve_a_crowd_in_turn() {
         }
     });
     world.wait_closed("completed", CROWD);
+    world.assert_at_rest();
+}
+
+/// More listening sockets than places: each connection gets one, whichever socket the kernel gives it to.
+fn idle_listeners() {
+    let start = shipped()
+        .replace("[health]", "workers = 16\n[health]")
+        .through(&["prlimit", "--nofile=104:104"]);
+    let world = World::with("idle-listeners", Manner::Echo, start);
+    let fit = world.relay.wait_log("descriptors for ");
+    let fit = fit.split("descriptors for ").nth(1).unwrap();
+    let fit: u64 = fit.split(' ').next().unwrap().parse().unwrap();
+    assert!(
+        (1..16).contains(&fit),
+        "{fit} places: nothing was to be seen"
+    );
+    const SESSIONS: u64 = 60;
+    for _ in 0..SESSIONS {
+        world.node.run(async {
+            let mut agent = connected(ENDPOINT).await.unwrap();
+            agent.exchange(100).await.unwrap();
+            agent.finish().unwrap();
+            assert_eq!(agent.expect_to_end(0).await.unwrap(), Fin);
+        });
+    }
+    world.wait_closed("completed", SESSIONS);
+    let shortages = [("error", "resources")];
+    assert_eq!(
+        world
+            .relay
+            .metric("tollgate_accept_errors_total", &shortages),
+        0
+    );
     world.assert_at_rest();
 }
 

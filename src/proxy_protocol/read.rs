@@ -109,9 +109,10 @@ fn take(
     let mut room = [0; READ_AHEAD];
     let room = &mut room[..READ_AHEAD.min(max_header.max(READ_AHEAD) - buffer.len())];
     let read = recv(client, &mut *room, RecvFlags::empty());
-    // Less than there was room for is all there is; but an end that was announced is still to be read.
+    // Less than there was room for is all there is; but an end that was announced is still to be read, and a read stops at an urgent byte.
+    let more = END | EventFlags::PRI;
     let all = match read {
-        Ok((n, _)) => n < room.len() && !announced.intersects(END),
+        Ok((n, _)) => n < room.len() && !announced.intersects(more),
         Err(errno) => errno == Errno::AGAIN,
     };
     if all {

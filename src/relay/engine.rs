@@ -189,6 +189,7 @@ impl Engine {
                     pipes: &mut self.pipes,
                     shard,
                     moved: 0,
+                    discarded: 0,
                     last,
                 };
                 let finished_before = pump.half.is_finished();

@@ -42,6 +42,8 @@ pub(super) struct Pump<'a> {
     pub(super) shard: &'a WorkerShard,
     /// Bytes the sink took in this turn.
     pub(super) moved: u64,
+    /// Bytes thrown away in this turn.
+    pub(super) discarded: u64,
     /// The other direction has passed its FIN on: with this one's the session ends, and closing the sink sends it.
     pub(super) last: bool,
 }
@@ -66,7 +68,7 @@ impl Pump<'_> {
 
     fn steps(&mut self) -> Turn {
         for _ in 0..TURN_CALLS {
-            if self.moved >= TURN_BYTES {
+            if self.moved + self.discarded >= TURN_BYTES {
                 return Turn::More;
             }
             let failed = match self.half.next() {
@@ -125,7 +127,10 @@ impl Pump<'_> {
 
     fn discard(&mut self) -> Result<(), Turn> {
         match recv(self.source, &mut *self.buffer, RecvFlags::empty()) {
-            Ok((n, _)) => self.half.received(n, self.buffer.len()),
+            Ok((n, _)) => {
+                self.discarded += n as u64;
+                self.half.received(n, self.buffer.len());
+            }
             Err(errno) => return self.source_said(errno),
         }
         Ok(())
@@ -304,6 +309,7 @@ mod tests {
                 pipes: &mut pipes,
                 shard: books.worker(0),
                 moved: 0,
+                discarded: 0,
                 last: false,
             }
             .turn();

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use rustix::net::{RecvFlags, recv};
+use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{debug, warn};
 
 use super::Upstream;
@@ -24,6 +25,8 @@ pub enum ConnectError {
     NoAddress,
     /// Every address that there was time for failed.
     Failed,
+    /// A connection was made, and reset at once without a byte: the upstream's own answer, which another address is not asked for.
+    Reset,
 }
 
 /// One worker's way to an upstream: takes its addresses in turn.
@@ -63,6 +66,7 @@ impl Dialer {
             let address = addresses[first.wrapping_add(n) % addresses.len()];
             match self.try_address(address, deadline).await {
                 Ok(stream) => return Ok((stream, address)),
+                Err(error) if is_reset(&error) => return Err(ConnectError::Reset),
                 Err(error) => self.failed(address, &error),
             }
             if Instant::now() >= deadline {
@@ -141,6 +145,12 @@ fn is_ours(error: &io::Error) -> bool {
     )
 }
 
+/// Whether a connection was made before it failed: what a SYN is refused with is ECONNREFUSED (tcp_reset of Linux).
+fn is_reset(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::CONNRESET | Errno::PIPE))
+}
+
 async fn dial(reactor: &Rc<Reactor>, address: SocketAddr) -> io::Result<Watched> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
@@ -152,10 +162,12 @@ async fn dial(reactor: &Rc<Reactor>, address: SocketAddr) -> io::Result<Watched>
     // Only now: a socket that is not connecting counts as hung up.
     let socket = Watched::new(reactor, socket.into())?;
     let announced = socket.announced(EventFlags::OUT).await;
-    if announced.intersects(END)
-        && let Some(error) = SockRef::from(&socket).take_error()?
-    {
-        return Err(error);
+    // A failure, or a connection that was made and whose end came quickly: a look tells, and leaves bytes and what comes behind them alone.
+    if announced.intersects(END) {
+        match recv(&socket, &mut [0; 1], RecvFlags::PEEK) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
     Ok(socket)
 }
