@@ -157,9 +157,7 @@ impl Reactor {
                 }
             }
         }
-        let sleeper = self.sleepers.borrow();
-        let sleeper = sleeper.first_key_value().map(|((at, _), _)| *at);
-        let until = [deadline, sleeper].into_iter().flatten().min();
+        let until = [deadline, self.first_sleeper()].into_iter().flatten().min();
         let patience = until.map(|until| until.saturating_duration_since(now));
         self.bell.asleep.store(true, Ordering::SeqCst);
         let patience = if rung() {
@@ -179,6 +177,11 @@ impl Reactor {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    fn first_sleeper(&self) -> Option<Instant> {
+        let sleepers = self.sleepers.borrow();
+        sleepers.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Gives an event to the task that waits for it; returns what the engine knows the socket by where it is the engine's.

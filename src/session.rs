@@ -43,7 +43,7 @@ pub struct Entrance {
     /// The worker's index.
     pub worker: usize,
     /// The bounds of its sessions.
-    pub limits: Arc<SessionLimits>,
+    pub limits: Rc<SessionLimits>,
     /// Name of its upstream.
     pub upstream: Arc<str>,
     /// The way there.

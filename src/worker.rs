@@ -185,7 +185,7 @@ impl Worker {
         Rc::new(Entrance {
             index,
             worker: self.index,
-            limits: Arc::new(limits),
+            limits: Rc::new(limits),
             upstream: upstream.name.clone(),
             dialer: Rc::new(Dialer::new(reactor.clone(), upstream.clone(), self.index)),
             books: self.books.clone(),

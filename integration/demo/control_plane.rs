@@ -131,14 +131,8 @@ impl Drop for ControlPlane {
 
 /// Waits until no connection is open. False when that takes too long.
 pub(crate) fn wait_over(books: &Watched<Books>) -> bool {
-    let deadline = std::time::Instant::now() + BOUND;
-    while books.look(|books| books.open) > 0 {
-        if std::time::Instant::now() > deadline {
-            return false;
-        }
-        std::thread::sleep(crate::live::LOOK_AGAIN);
-    }
-    true
+    let over = books.becomes(BOUND, |books| (books.open == 0).then_some(()));
+    over.is_some()
 }
 
 #[derive(Clone)]

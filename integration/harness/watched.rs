@@ -39,23 +39,23 @@ impl<T: Debug> Watched<T> {
     /// # Panics
     /// When the bound passes; the message names `what` and shows the value.
     #[track_caller]
-    pub fn wait<R>(
-        &self,
-        what: &str,
-        bound: Duration,
-        mut found: impl FnMut(&T) -> Option<R>,
-    ) -> R {
+    pub fn wait<R>(&self, what: &str, bound: Duration, found: impl FnMut(&T) -> Option<R>) -> R {
+        match self.becomes(bound, found) {
+            Some(result) => result,
+            None => panic!("waited {bound:?} for {what}, but have {:#?}", self.lock()),
+        }
+    }
+
+    /// As [`wait`](Self::wait); `None` when the bound passes.
+    pub fn becomes<R>(&self, bound: Duration, mut found: impl FnMut(&T) -> Option<R>) -> Option<R> {
         let deadline = Instant::now() + bound;
         let mut value = self.lock();
         loop {
-            if let Some(result) = found(&value) {
+            let result = found(&value);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if result.is_some() || left.is_zero() {
                 return result;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                !left.is_zero(),
-                "waited {bound:?} for {what}, but have {value:#?}"
-            );
             value = self
                 .changed
                 .wait_timeout(value, left)

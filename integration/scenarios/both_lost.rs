@@ -41,17 +41,7 @@ fn second_reset(half_closed: bool) {
             receiver.finish();
             assert_eq!(sender.expect_to_end(), Fin);
         }
-        sender.send(N);
-        peers
-            .relay
-            .wait_until("all to be passed on", || peers.booked(way) == N);
-        let (local, remote) = sender.addresses();
-        sender.reset_after_delivery();
-        peers.relay.wait_until("the RST to be seen", || {
-            let mut sockets = peers.hosts.relay.sockets().into_iter();
-            !sockets.any(|socket| (socket.remote, socket.local) == (local, remote))
-                && peers.relay.all_threads_wait()
-        });
+        peers.send_and_reset(sender, way, N);
         receiver.reset();
         peers.wait_closed(way.sender_reset(), 1);
     }

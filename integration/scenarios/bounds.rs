@@ -14,7 +14,7 @@ use super::{
 use crate::{
     claim,
     harness::{
-        netns::{Host, Lab, output_of},
+        netns::{Host, output_of},
         stream::End::{Fin, Reset},
         wan::Shape,
     },
@@ -145,17 +145,11 @@ fn vanished(sender: Way, user_timeout: &str) {
 /// the second and later ones back and send them as one: as many segments as messages leave the relay only if nothing holds any back.
 fn small_writes(mode: &str) {
     const MESSAGES: u64 = 5;
-    let lab = Lab::new("nodelay");
-    let (node, relay, origin) = (lab.host("node"), lab.host("relay"), lab.host("origin"));
+    let hosts = Hosts::without_wires("nodelay");
+    let [[node, near], [relay, origin]] = [hosts.near(), hosts.far()];
     let far = || Shape::delay(Duration::from_millis(60));
-    let _near = lab.wan((&node, "10.20.0.10/24"), (&relay, "10.20.0.2/24"), far());
-    let _far = lab.wan((&relay, "10.30.0.1/24"), (&origin, "10.30.0.2/24"), far());
-    let hosts = Hosts {
-        node,
-        relay,
-        origin,
-        lab,
-    };
+    let _near = hosts.lab.wan(node, near, far());
+    let _far = hosts.lab.wan(relay, origin, far());
     let peers = Peers::between(hosts, in_mode(mode));
     for way in Way::ALL {
         // A message fits into one segment: the links carry 8500 bytes.

@@ -249,18 +249,8 @@ fn data_in_the_kernel_then_reset() {
     }
     let peers = Peers::between(hosts, shipped());
     for way in Way::ALL {
-        let (mut sender, mut receiver) = peers.open_along(way, 55);
-        sender.send(N);
-        peers
-            .relay
-            .wait_until("all to be passed on", || peers.booked(way) == N);
-        let (local, remote) = sender.addresses();
-        sender.reset_after_delivery();
-        peers.relay.wait_until("the RST to be seen", || {
-            let mut sockets = peers.hosts.relay.sockets().into_iter();
-            !sockets.any(|socket| (socket.remote, socket.local) == (local, remote))
-                && peers.relay.all_threads_wait()
-        });
+        let (sender, mut receiver) = peers.open_along(way, 55);
+        peers.send_and_reset(sender, way, N);
         assert_eq!(receiver.expect_to_end(), Reset);
         assert_eq!(receiver.received(), N);
         peers.wait_closed(way.sender_reset(), 1);

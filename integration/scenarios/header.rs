@@ -24,7 +24,6 @@ pub(crate) fn tests() -> Vec<Trial> {
             "every_vector_is_taken_in_pieces_and_glued_to_payload",
             every_vector_is_taken_in_pieces_and_glued_to_payload,
         ),
-        claim("header_with_an_urgent_byte_in_it_is_taken", urgent_header),
         claim(
             "header_of_the_greatest_length_is_taken",
             header_of_the_greatest_length_is_taken,
@@ -121,31 +120,6 @@ fn header_split_anywhere_is_taken() {
     assert_eq!(world.booked(ENDPOINT, "to_upstream"), connections * 1000);
     assert_eq!(world.booked(ENDPOINT, "to_client"), connections * 1000);
     assert_eq!(world.origin.books().received, connections * 1000);
-    world.assert_at_rest();
-}
-
-/// A read stops at an urgent byte, with the rest of the header already there and nothing to announce it.
-fn urgent_header() {
-    let world = World::with("urgent-header", Manner::Echo, patient());
-    let header = privatelink_header(ENDPOINT);
-    let echoed = world.node.call(move || {
-        let mut stream = std::net::TcpStream::connect(listener()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let socket = socket2::SockRef::from(&stream);
-        socket.set_tcp_cork(true).unwrap(); // one segment, so that all of it is there at the first read
-        assert_eq!(socket.send_out_of_band(&header[..10]).unwrap(), 10);
-        std::io::Write::write_all(&mut stream, &[&header[10..], b"abc"].concat()).unwrap();
-        socket2::SockRef::from(&stream).set_tcp_cork(false).unwrap();
-        let mut echoed = [0; 3];
-        std::io::Read::read_exact(&mut stream, &mut echoed).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let more = std::io::Read::read(&mut stream, &mut [0]);
-        (echoed, more.unwrap())
-    });
-    assert_eq!(echoed, (*b"abc", 0));
-    world.wait_closed("completed", 1);
     world.assert_at_rest();
 }
 

@@ -12,10 +12,7 @@ use super::{
     regression::complete,
     world::Hosts,
 };
-use crate::{
-    claim,
-    harness::{netns::Lab, wan::Shape},
-};
+use crate::{claim, harness::wan::Shape};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -34,9 +31,8 @@ pub(crate) fn tests() -> Vec<Trial> {
 fn bad_link(mode: &str) {
     const SESSIONS: u64 = 6;
     const STREAM: u64 = 500_000;
-    let lab = Lab::new("bad-link");
-    let (node, relay, origin) = (lab.host("node"), lab.host("relay"), lab.host("origin"));
-    lab.veth((&node, "10.20.0.10/24"), (&relay, "10.20.0.2/24"));
+    let hosts = Hosts::without_wires("bad-link");
+    hosts.lab.veth(hosts.near()[0], hosts.near()[1]);
     let shape = Shape {
         // There and back: 80 ms.
         delay: Duration::from_millis(40),
@@ -46,13 +42,7 @@ fn bad_link(mode: &str) {
         mtu: 1500,
         ..Shape::default()
     };
-    let link = lab.wan((&relay, "10.30.0.1/24"), (&origin, "10.30.0.2/24"), shape);
-    let hosts = Hosts {
-        node,
-        relay,
-        origin,
-        lab,
-    };
+    let link = hosts.lab.wan(hosts.far()[0], hosts.far()[1], shape);
     let peers = Peers::between(hosts, in_mode(mode));
     let (began, before) = (Instant::now(), peers.relay.cpu_time());
     thread::scope(|scope| {

@@ -160,6 +160,21 @@ impl Peers {
         self.relay.wait_metric("tollgate_pipes", &labels, n);
     }
 
+    /// Sends the first `n` bytes of a direction, then RST when they have been passed on; waits until the relay has seen it.
+    #[track_caller]
+    pub(crate) fn send_and_reset(&self, mut sender: Peer, way: Way, n: u64) {
+        sender.send(n);
+        self.relay
+            .wait_until("all to be passed on", || self.booked(way) == n);
+        let (local, remote) = sender.addresses();
+        sender.reset_after_delivery();
+        self.relay.wait_until("the RST to be seen", || {
+            let mut sockets = self.hosts.relay.sockets().into_iter();
+            !sockets.any(|socket| (socket.remote, socket.local) == (local, remote))
+                && self.relay.all_threads_wait()
+        });
+    }
+
     /// The relay's socket towards this peer, if it is still there.
     #[track_caller]
     pub(crate) fn socket_to(&self, peer: &Peer) -> Option<Socket> {

@@ -10,10 +10,7 @@ use super::{
     regression::complete,
     world::Hosts,
 };
-use crate::{
-    claim,
-    harness::{netns::Lab, pattern::Random},
-};
+use crate::{claim, harness::pattern::Random};
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -34,23 +31,16 @@ fn small_segments(mode: &str) {
     const STREAM: u64 = 4_000_037;
     /// IP's, TCP's and its timestamps' share of a packet.
     const HEADERS: u64 = 52;
-    let lab = Lab::new("segments");
-    let (node, relay, origin) = (lab.host("node"), lab.host("relay"), lab.host("origin"));
-    let wires = [
-        lab.veth((&node, "10.20.0.10/24"), (&relay, "10.20.0.2/24")),
-        lab.veth((&origin, "10.30.0.2/24"), (&relay, "10.30.0.1/24")),
-    ];
+    let hosts = Hosts::without_wires("segments");
+    let [[node, near], [far, origin]] = [hosts.near(), hosts.far()];
+    let wires = [hosts.lab.veth(node, near), hosts.lab.veth(origin, far)];
     wires.iter().for_each(|wire| wire.without_offload());
-    for host in [&node, &origin] {
+    for host in [&hosts.node, &hosts.origin] {
         host.sysctl("net.ipv4.tcp_rmem", "4096 65536 65536");
     }
-    relay.sysctl("net.ipv4.tcp_rmem", "4096 1048576 6291456");
-    let hosts = Hosts {
-        node,
-        relay,
-        origin,
-        lab,
-    };
+    hosts
+        .relay
+        .sysctl("net.ipv4.tcp_rmem", "4096 1048576 6291456");
     let peers = Peers::between(hosts, in_mode(mode));
     let (mut sessions, mut random) = (0, Random::new(1));
     for mtu in [1500, 9001] {

@@ -1,17 +1,21 @@
 //! S18: urgent data where it could do harm: several bytes of it, behind a reader that has stopped, last of all, before a reset, and beside
 //! the other direction. Each is a byte like any other, and ends nothing.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use libtest_mimic::Trial;
 
 use super::{
     peers::{Peers, Way, in_mode},
     regression::complete,
+    world::{ENDPOINT, World, listener, privatelink_header, shipped_with},
 };
 use crate::{
     claim,
-    harness::stream::End::{Fin, Reset},
+    harness::{
+        origin::Manner,
+        stream::End::{Fin, Reset},
+    },
 };
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -21,6 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         claim("urgent_bytes_harm_nobody_when_adaptive", || {
             urgent("adaptive");
         }),
+        claim("header_with_an_urgent_byte_in_it_is_taken", urgent_header),
     ]
 }
 
@@ -84,4 +89,33 @@ fn urgent(mode: &str) {
     }
     peers.wait_closed("completed", 4);
     peers.assert_at_rest();
+}
+
+/// A read stops at an urgent byte, with the rest of the header already there and nothing to announce it.
+fn urgent_header() {
+    let world = World::with(
+        "urgent-header",
+        Manner::Echo,
+        shipped_with("header_timeout = \"60s\""),
+    );
+    let header = privatelink_header(ENDPOINT);
+    let echoed = world.node.call(move || {
+        let mut stream = std::net::TcpStream::connect(listener()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_tcp_cork(true).unwrap(); // one segment, so that all of it is there at the first read
+        assert_eq!(socket.send_out_of_band(&header[..10]).unwrap(), 10);
+        std::io::Write::write_all(&mut stream, &[&header[10..], b"abc"].concat()).unwrap();
+        socket2::SockRef::from(&stream).set_tcp_cork(false).unwrap();
+        let mut echoed = [0; 3];
+        std::io::Read::read_exact(&mut stream, &mut echoed).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let more = std::io::Read::read(&mut stream, &mut [0]);
+        (echoed, more.unwrap())
+    });
+    assert_eq!(echoed, (*b"abc", 0));
+    world.wait_closed("completed", 1);
+    world.assert_at_rest();
 }

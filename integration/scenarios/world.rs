@@ -46,16 +46,36 @@ pub(crate) struct Hosts {
 impl Hosts {
     #[track_caller]
     pub(crate) fn new(name: &str) -> Self {
+        let hosts = Self::without_wires(name);
+        hosts.lab.veth(hosts.near()[0], hosts.near()[1]);
+        hosts.lab.veth(hosts.far()[0], hosts.far()[1]);
+        hosts
+    }
+
+    /// For a test that lays other wires between the [`near`](Self::near) ends and between the [`far`](Self::far) ones.
+    #[track_caller]
+    pub(crate) fn without_wires(name: &str) -> Self {
         let lab = Lab::new(name);
         let (node, relay, origin) = (lab.host("node"), lab.host("relay"), lab.host("origin"));
-        lab.veth((&node, "10.20.0.10/24"), (&relay, "10.20.0.2/24"));
-        lab.veth((&relay, "10.30.0.1/24"), (&origin, "10.30.0.2/24"));
         Self {
             node,
             relay,
             origin,
             lab,
         }
+    }
+
+    /// The ends of the wire between node and relay.
+    pub(crate) fn near(&self) -> [(&Host, &'static str); 2] {
+        [(&self.node, "10.20.0.10/24"), (&self.relay, "10.20.0.2/24")]
+    }
+
+    /// The ends of the wire between relay and origin.
+    pub(crate) fn far(&self) -> [(&Host, &'static str); 2] {
+        [
+            (&self.relay, "10.30.0.1/24"),
+            (&self.origin, "10.30.0.2/24"),
+        ]
     }
 }
 

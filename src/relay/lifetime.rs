@@ -1,6 +1,6 @@
 //! When a session has lasted too long, without I/O: `now` in, verdict out.
 
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::timer::Millis;
@@ -40,7 +40,7 @@ pub(super) enum Verdict {
 /// A session's times and bounds.
 #[derive(Debug)]
 pub(super) struct Lifetime {
-    limits: Arc<SessionLimits>,
+    limits: Rc<SessionLimits>,
     began: Millis,
     /// When a byte or a FIN last moved.
     moved: Millis,
@@ -67,7 +67,7 @@ const FIRST_PAUSE: Millis = 2;
 const LONGEST_PAUSE: Millis = 256;
 
 impl Lifetime {
-    pub(super) fn new(limits: Arc<SessionLimits>, now: Millis) -> Self {
+    pub(super) fn new(limits: Rc<SessionLimits>, now: Millis) -> Self {
         Self {
             began: now,
             moved: now,
@@ -213,7 +213,7 @@ mod tests {
             keepalive: None,
             user_timeout: None,
         };
-        Lifetime::new(Arc::new(limits), 0)
+        Lifetime::new(Rc::new(limits), 0)
     }
 
     fn judge(lifetime: &mut Lifetime, now: Millis, phase: Phase, left: u64) -> Verdict {
@@ -337,7 +337,7 @@ mod tests {
             user_timeout: Some(Duration::from_secs(20)),
             ..*lifetime().limits
         };
-        let mut lifetime = Lifetime::new(Arc::new(limits), 0);
+        let mut lifetime = Lifetime::new(Rc::new(limits), 0);
         assert_eq!(lifetime.deadline(Phase::Open), Some(S));
         assert!(lifetime.take_guard(S - 1).is_none());
         assert!(lifetime.take_guard(S).is_some());
@@ -351,7 +351,7 @@ mod tests {
             max_age: Some(Duration::from_secs(10)),
             ..*lifetime().limits
         };
-        let mut lifetime = Lifetime::new(Arc::new(limits), 0);
+        let mut lifetime = Lifetime::new(Rc::new(limits), 0);
         lifetime.moved(10 * S);
         let end = Verdict::End(CloseReason::MaxAge, Farewell::Fin);
         assert_eq!(judge(&mut lifetime, 10 * S, Phase::Open, 0), end);

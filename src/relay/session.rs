@@ -1,7 +1,7 @@
 //! A session in its relaying phase, as plain data, and the decisions about its end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, ioctl_fionread};
@@ -33,7 +33,7 @@ pub struct NewSession {
     /// Its hold on the account.
     pub meter: Meter,
     /// Its bounds.
-    pub limits: Arc<SessionLimits>,
+    pub limits: Rc<SessionLimits>,
     /// Who is talking to whom, for the log.
     pub parties: Parties,
     /// What is free again when the session ends.
