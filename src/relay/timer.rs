@@ -2,7 +2,7 @@
 //!
 //! One entry per session, at its nearest deadline as it was known then. Traffic does not touch it: a session whose entry comes
 //! up and which was active since is put back. So a transfer costs nothing here, opening and closing one tree operation each: less than
-//! half a per cent of what a short connection takes. A wheel would save that, round every deadline to its tick, and wake an idle worker for
+//! one per cent of what a short connection takes. A wheel would save that, round every deadline to its tick, and wake an idle worker for
 //! each; this one sleeps until something is due.
 
 use std::collections::BTreeSet;
