@@ -42,12 +42,8 @@ pub struct Entrance {
     pub index: usize,
     /// The worker's index.
     pub worker: usize,
-    /// The bounds of its sessions.
-    pub limits: Rc<SessionLimits>,
-    /// Name of its upstream.
-    pub upstream: Arc<str>,
-    /// The way there.
-    pub dialer: Rc<Dialer>,
+    /// The ways its connections may take, by the upstream's index in the configuration; `None` where none of its routes leads.
+    pub ways: Vec<Option<Rc<Way>>>,
     /// The books of the process.
     pub books: Arc<Books>,
     /// The worker's engine.
@@ -68,12 +64,23 @@ pub struct Entrance {
     pub phase: watch::Receiver<Phase>,
     /// The drain's deadline has come.
     pub over: CancellationToken,
-    /// Accounts this worker has seen, so that the books are not locked for each connection. Bounded as they are.
-    pub accounts: RefCell<HashMap<String, Arc<Account>>>,
     /// Bounds the lines that refused connections cause.
     pub refusal_log: LogLimiter,
     /// Bounds the lines that failing accepts cause.
     pub accept_log: LogLimiter,
+}
+
+/// A listener's way to one of its upstreams.
+#[derive(Debug)]
+pub struct Way {
+    /// The upstream's name.
+    pub upstream: Arc<str>,
+    /// The way there.
+    pub dialer: Rc<Dialer>,
+    /// The bounds of its sessions.
+    pub limits: Rc<SessionLimits>,
+    /// Accounts this worker has seen, so that the books are not locked for each connection. Bounded as they are.
+    pub accounts: RefCell<HashMap<String, Arc<Account>>>,
 }
 
 /// A client whose header is read: what the session starts from.
@@ -113,14 +120,17 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         Err(End::Header(error)) => return entrance.refuse_header(client, peer, error),
         Err(End::Refused(refusal)) => return entrance.refuse(client, peer, refusal),
     };
+    let Some(way) = entrance.way() else {
+        return entrance.refuse(client, peer, Refusal::NoRoute);
+    };
     drop(ticket);
     let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
         return entrance.refuse(client, peer, Refusal::ListenerLimit);
     };
-    let account = entrance.account(arrival.endpoint.as_deref().unwrap_or(DIRECT));
+    let account = entrance.account(way, arrival.endpoint.as_deref().unwrap_or(DIRECT));
     let meter = Meter::open(account, entrance.worker);
     let connected = tokio::select! {
-        connected = entrance.dialer.connect() => connected.map_err(|error| match error {
+        connected = way.dialer.connect() => connected.map_err(|error| match error {
             ConnectError::NoAddress => CloseReason::NoAddress,
             ConnectError::Failed => CloseReason::ConnectFailed,
             ConnectError::Reset => CloseReason::UpstreamReset,
@@ -136,6 +146,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
             };
             relay(
                 &entrance,
+                way,
                 (client, upstream),
                 parties,
                 arrival.payload,
@@ -210,6 +221,7 @@ async fn arrive(
 /// Hands both sockets to the engine, which ends the session by itself.
 fn relay(
     entrance: &Entrance,
+    way: &Way,
     (client_socket, upstream_socket): (Watched, Watched),
     parties: Parties,
     first: Vec<u8>,
@@ -221,7 +233,7 @@ fn relay(
         upstream_socket,
         first,
         meter,
-        limits: entrance.limits.clone(),
+        limits: way.limits.clone(),
         parties,
         place,
     });
@@ -257,17 +269,22 @@ impl Entrance {
         }
     }
 
-    fn account(&self, endpoint: &str) -> Arc<Account> {
-        if let Some(account) = self.accounts.borrow().get(endpoint) {
+    /// Where a connection goes.
+    fn way(&self) -> Option<&Rc<Way>> {
+        self.ways[self.settings.upstream?].as_ref()
+    }
+
+    fn account(&self, way: &Way, endpoint: &str) -> Arc<Account> {
+        if let Some(account) = way.accounts.borrow().get(endpoint) {
             return account.clone();
         }
         let account = self.books.account(AccountKey {
             listener: self.settings.name.clone(),
             endpoint: endpoint.into(),
-            upstream: self.upstream.clone(),
+            upstream: way.upstream.clone(),
         });
         if &**account.endpoint() == endpoint {
-            self.accounts
+            way.accounts
                 .borrow_mut()
                 .insert(endpoint.to_owned(), account.clone());
         }

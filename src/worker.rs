@@ -23,13 +23,13 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::account::{Books, CloseReason};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::Engine;
 use crate::relay::pipes::Budget;
-use crate::session::Entrance;
+use crate::session::{Entrance, Way};
 use crate::spread::{Passed, Spread};
 use crate::telemetry::LogLimiter;
 use crate::upstream::Upstream;
@@ -169,6 +169,19 @@ impl Worker {
         Ok(())
     }
 
+    fn way(&self, listener: &config::Listener, upstream: usize, reactor: &Rc<Reactor>) -> Rc<Way> {
+        let limits = self
+            .config
+            .session_limits(listener, &self.config.upstreams[upstream]);
+        let upstream = &self.upstreams[upstream];
+        Rc::new(Way {
+            upstream: upstream.name.clone(),
+            dialer: Rc::new(Dialer::new(reactor.clone(), upstream.clone(), self.index)),
+            limits: Rc::new(limits),
+            accounts: RefCell::default(),
+        })
+    }
+
     fn entrance(
         &self,
         index: usize,
@@ -178,16 +191,18 @@ impl Worker {
         over: &CancellationToken,
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
-        let upstream = &self.upstreams[settings.upstream];
-        let limits = self
-            .config
-            .session_limits(&settings, &self.config.upstreams[settings.upstream]);
+        let reachable = settings.reachable();
+        let ways = (0..self.upstreams.len())
+            .map(|upstream| {
+                reachable
+                    .contains(&upstream)
+                    .then(|| self.way(&settings, upstream, reactor))
+            })
+            .collect();
         Rc::new(Entrance {
             index,
             worker: self.index,
-            limits: Rc::new(limits),
-            upstream: upstream.name.clone(),
-            dialer: Rc::new(Dialer::new(reactor.clone(), upstream.clone(), self.index)),
+            ways,
             books: self.books.clone(),
             engine: engine.clone(),
             reactor: reactor.clone(),
@@ -198,7 +213,6 @@ impl Worker {
             places: door.sessions.clone(),
             phase: self.phase.clone(),
             over: over.clone(),
-            accounts: RefCell::default(),
             refusal_log: LogLimiter::default(),
             accept_log: LogLimiter::default(),
             settings,

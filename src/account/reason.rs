@@ -56,6 +56,8 @@ counted_by! {
         NoAddress = "no_address",
         /// Still open at the drain's deadline.
         Drained = "drained",
+        /// Its address left the upstream's answers, and `on_vanish` does not let it stay.
+        Vanished = "vanished",
         /// A fault of ours.
         Error = "error",
     }
@@ -66,6 +68,8 @@ counted_by! {
     Refusal {
         /// Too many connections without a whole header: the oldest silent one goes.
         Pending = "pending",
+        /// No route takes it, and the listener has no upstream for the rest.
+        NoRoute = "no_route",
         /// The listener has `max_sessions`.
         ListenerLimit = "listener_limit",
         /// It had no whole header when the drain's deadline came.

@@ -72,7 +72,7 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
         if config
             .listeners
             .iter()
-            .all(|listener| listener.upstream != index)
+            .all(|listener| !listener.reachable().contains(&index))
         {
             writeln!(out, "  note      no listener forwards to it")?;
         }
@@ -104,13 +104,14 @@ fn describe_relay(relay: &Relay) -> String {
 }
 
 fn describe_listener(out: &mut String, config: &Config, listener: &Listener) -> fmt::Result {
-    let upstream = &config.upstreams[listener.upstream];
+    let upstream = listener.upstream.map_or("by its routes alone", |upstream| {
+        &config.upstreams[upstream].name
+    });
     writeln!(
         out,
-        "listener {}: {} → {}",
+        "listener {}: {} → {upstream}",
         listener.name,
         join(&listener.bind),
-        upstream.name
     )?;
     writeln!(out, "  peers     {}", peers(&listener.trusted_peers))?;
     match listener.proxy_protocol {
@@ -135,7 +136,7 @@ fn describe_listener(out: &mut String, config: &Config, listener: &Listener) -> 
     writeln!(
         out,
         "  session   {}",
-        session(&config.session_limits(listener, upstream))
+        session(&config.listener_limits(listener))
     )
 }
 

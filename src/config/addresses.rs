@@ -149,7 +149,12 @@ pub(super) fn target(raw: &Raw) -> Parsed<Target> {
             Some(fault) => return wrong(format!("{host:?} is not a host name: {fault}"), HELP),
         },
     };
-    Ok(Target { host, port })
+    Ok(Target {
+        host,
+        port,
+        priority: 0,
+        weight: 1,
+    })
 }
 
 /// What keeps `host` from being a host name (RFC 1123 section 2.1, and `_` as it is used within VPCs).
@@ -270,6 +275,8 @@ mod tests {
         let named = Target {
             host: Host::Name("cp.example".into()),
             port: 443,
+            priority: 0,
+            weight: 1,
         };
         assert_eq!(target(&text("cp.example:443")), Ok(named));
         for (written, literal) in [
@@ -282,7 +289,9 @@ mod tests {
                 target(&text(written)),
                 Ok(Target {
                     host: Host::Literal(literal),
-                    port: 443
+                    port: 443,
+                    priority: 0,
+                    weight: 1,
                 }),
                 "{written}"
             );

@@ -50,3 +50,48 @@ pub const MAX_TTL: Duration = Duration::from_secs(300);
 pub const MAX_ACCOUNTS: usize = 50_000;
 /// `[metrics] max_endpoints`: what a Prometheus scrapes without pain.
 pub const MAX_METRIC_ENDPOINTS: usize = 1000;
+
+/// `[resolver] queries_per_second`: the VPC resolver drops above 1024 packets/s per interface, which may have other users.
+pub const QUERIES_PER_SECOND: std::num::NonZeroU32 = std::num::NonZeroU32::new(200).unwrap();
+/// `[[listener]] peek_size`: a ClientHello with post-quantum keys takes 2 KiB, one full of tickets 16, an HTTP head with cookies 8.
+pub const PEEK_SIZE: usize = 32 * 1024;
+/// `[[listener]] peek_timeout`.
+pub const PEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// `[[upstream]] next_try_after`: RFC 8305, section 5, Connection Attempt Delay.
+pub const NEXT_TRY_AFTER: Duration = Duration::from_millis(250);
+/// `[[upstream]] retry_budget`: enough for a dead zone of three before it is known, too little to double the load on what is overloaded.
+pub const RETRY_BUDGET: u32 = 50;
+/// `[[upstream]] vanish_deadline`: as long as a load balancer gives its own connections by default.
+pub const VANISH_DEADLINE: Duration = Duration::from_secs(300);
+/// `[[upstream]] vanish_spread`.
+pub const VANISH_SPREAD: Duration = Duration::from_secs(30);
+/// `failover.below`, in percent.
+pub const FAILOVER_BELOW: u32 = 50;
+/// `failover.back_above`, in percent.
+pub const FAILOVER_BACK_ABOVE: u32 = 80;
+/// `failover.back_after`.
+pub const FAILOVER_BACK_AFTER: Duration = Duration::from_secs(30);
+/// `eject.after`: one lost SYN in a thousand must not eject anybody.
+pub const EJECT_AFTER: u32 = 3;
+/// `eject.pause`.
+pub const EJECT_PAUSE: Duration = Duration::from_secs(10);
+/// `eject.longest`.
+pub const EJECT_LONGEST: Duration = Duration::from_secs(300);
+/// `eject.panic_below`, in percent: one of three zones may carry what is left, one of four may not.
+pub const PANIC_BELOW: u32 = 30;
+/// `[[upstream]] slow_start`.
+pub const SLOW_START: Duration = Duration::from_secs(10);
+/// `health.interval`.
+pub const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
+/// `health.timeout`: the longest way between Regions three times, and two lost SYNs.
+pub const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);
+/// `health.rise`.
+pub const HEALTH_RISE: u32 = 2;
+/// `health.fall`.
+pub const HEALTH_FALL: u32 = 3;
+/// `ahead.min`.
+pub const AHEAD_MIN: usize = 1;
+/// `ahead.max`.
+pub const AHEAD_MAX: usize = 32;
+/// `ahead.max_age`.
+pub const AHEAD_MAX_AGE: Duration = Duration::from_secs(10);

@@ -13,10 +13,11 @@ mod flags;
 mod session;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod values;
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,9 @@ use ipnet::IpNet;
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
 pub use session::{Bound, Keepalive, SessionKeys, SessionLimits};
+pub use upstream::{
+    Ahead, Balance, Check, Eject, Failover, HealthCheck, OnVanish, Route, SendProxy, SocketOptions,
+};
 pub use values::{duration_text, size_text};
 
 /// Everything one process runs with. Built from a file or from the command line of `run`; immutable afterwards.
@@ -33,6 +37,8 @@ pub use values::{duration_text, size_text};
 pub struct Config {
     /// Data workers, each a thread with its own share of every listener. Default: one per core.
     pub workers: NonZeroUsize,
+    /// What this relay is called where several are told apart: in the headers it sends. 1 to 64 of `[A-Za-z0-9.-]`.
+    pub relay_id: Arc<str>,
     /// Where `/metrics`, `/healthz`, `/readyz` and `/status` are served; `None` when `bind = "off"`.
     pub admin: Option<SocketAddr>,
     /// The port for the NLB's health checks, when there is one.
@@ -82,6 +88,17 @@ impl Config {
                 text: text.to_owned(),
                 mistakes,
             })
+    }
+
+    /// The limits that a listener's clients have before it is known where they go: its own, and those of `upstream` where there is one.
+    #[must_use]
+    pub fn listener_limits(&self, listener: &Listener) -> SessionLimits {
+        match listener.upstream {
+            Some(upstream) => self.session_limits(listener, &self.upstreams[upstream]),
+            None => {
+                SessionLimits::from_layers([&listener.session, &listener.session, &self.session])
+            }
+        }
     }
 
     /// The limits of a session that arrived on `listener` and goes to `upstream`: what the upstream says, else the listener,
@@ -171,19 +188,27 @@ pub enum RelayMode {
 pub struct Resolver {
     /// Name servers to ask; those of `/etc/resolv.conf` when empty.
     pub servers: Vec<SocketAddr>,
-    /// Which addresses are asked for.
+    /// Domains that names without a dot are looked for in; those of `/etc/resolv.conf` where `servers` is empty and this is too.
+    pub search: Vec<Arc<str>>,
+    /// Which addresses are asked for, and which are used first.
     pub family: Family,
+    /// Most queries sent in a second, over all names; retries count.
+    pub queries_per_second: NonZeroU32,
 }
 
 /// Which families of addresses a name is resolved to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// A and AAAA.
+    /// A and AAAA, used alike.
     Any,
     /// A only.
     Ipv4,
     /// AAAA only.
     Ipv6,
+    /// A and AAAA; the addresses of AAAA serve when those of A do not.
+    Ipv4First,
+    /// A and AAAA; the addresses of A serve when those of AAAA do not.
+    Ipv6First,
 }
 
 /// Who may connect. Compared with the peer's address after `::ffff:a.b.c.d` was made IPv4.
@@ -213,8 +238,14 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Addresses to listen on. Never empty.
     pub bind: Vec<SocketAddr>,
-    /// Index into [`Config::upstreams`].
-    pub upstream: usize,
+    /// Where a connection goes that no route takes: index into [`Config::upstreams`]. `None`: it is refused. Never `None` without routes.
+    pub upstream: Option<usize>,
+    /// The first that takes a connection says where it goes.
+    pub routes: Vec<Route>,
+    /// Most bytes of the client read to find a name in, where a route asks for one.
+    pub peek_size: usize,
+    /// Longest wait for them, from the end of the header on.
+    pub peek_timeout: Duration,
     /// Whether each connection begins with a header.
     pub proxy_protocol: ProxyProtocol,
     /// Whose connections are taken. With [`ProxyProtocol::V2`] never [`Peers::Anyone`].
@@ -233,6 +264,17 @@ pub struct Listener {
     pub max_sessions: usize,
     /// `session = { … }` of this listener: what differs from `[session]`.
     pub session: SessionKeys,
+    /// `socket = { … }` of this listener: options of the client's leg.
+    pub socket: SocketOptions,
+}
+
+impl Listener {
+    /// Indices into [`Config::upstreams`] of every upstream that its connections may go to.
+    #[must_use]
+    pub fn reachable(&self) -> Vec<usize> {
+        let routes = self.routes.iter().map(|route| route.upstream);
+        routes.chain(self.upstream).collect()
+    }
 }
 
 /// Whether a listener's connections begin with a PROXY protocol header. Never guessed.
@@ -274,6 +316,32 @@ pub struct Upstream {
     pub allow_addresses: Vec<IpNet>,
     /// `session = { … }` of this upstream: what differs from the listener and `[session]`.
     pub session: SessionKeys,
+    /// How an address is chosen.
+    pub balance: Balance,
+    /// How long a try stays alone before the next address is tried beside it.
+    pub next_try_after: Duration,
+    /// Tries beyond the first of a session: so many for each hundred sessions.
+    pub retry_budget: u32,
+    /// What becomes of live sessions whose address leaves the answers.
+    pub on_vanish: OnVanish,
+    /// With [`OnVanish::Drain`]: how long they may go on.
+    pub vanish_deadline: Duration,
+    /// Over how much time they are closed.
+    pub vanish_spread: Duration,
+    /// `failover = { … }`: when another priority takes over.
+    pub failover: Failover,
+    /// `eject = { … }`: when an address that fails is left alone for a while.
+    pub eject: Eject,
+    /// From how little of its share an address that returns is brought back, and how fast; `None`: at once.
+    pub slow_start: Option<Duration>,
+    /// `health = { … }`: whether addresses are asked how they are.
+    pub health: Option<HealthCheck>,
+    /// `ahead = { … }`: connections opened before a client needs one.
+    pub ahead: Option<Ahead>,
+    /// The header that each connection to it begins with.
+    pub proxy_protocol: SendProxy,
+    /// `socket = { … }` of this upstream: options of its leg.
+    pub socket: SocketOptions,
 }
 
 /// One `host:port` of an upstream.
@@ -283,6 +351,10 @@ pub struct Target {
     pub host: Host,
     /// TCP port.
     pub port: u16,
+    /// The group it belongs to: the lowest with enough usable addresses is the one that serves.
+    pub priority: u32,
+    /// Its addresses' share beside others of the group. 1 to 1000.
+    pub weight: u32,
 }
 
 impl std::fmt::Display for Target {

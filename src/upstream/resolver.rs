@@ -152,7 +152,8 @@ impl Named {
     /// Keeps its addresses fresh, for ever. Each family of addresses is asked for by itself, and neither waits for the other.
     pub async fn keep_fresh(self, family: config::Family) {
         let kinds = match family {
-            config::Family::Any => &[Kind::V4, Kind::V6][..],
+            config::Family::Any | config::Family::Ipv4First => &[Kind::V4, Kind::V6][..],
+            config::Family::Ipv6First => &[Kind::V6, Kind::V4],
             config::Family::Ipv4 => &[Kind::V4],
             config::Family::Ipv6 => &[Kind::V6],
         };

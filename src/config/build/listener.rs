@@ -11,7 +11,9 @@ use super::findings::{strip, trusts_nobody};
 use super::places::Placed;
 use crate::config::file::{Key, ListenerTable, Raw};
 use crate::config::values::{self, nearest};
-use crate::config::{CrcPolicy, Listener, Peers, ProxyProtocol, addresses, defaults};
+use crate::config::{
+    CrcPolicy, Listener, Peers, ProxyProtocol, SocketOptions, addresses, defaults,
+};
 
 impl Builder {
     pub(super) fn listener(
@@ -70,7 +72,10 @@ impl Builder {
         Some(Listener {
             name: name?,
             bind: bind?,
-            upstream: upstream?,
+            upstream: Some(upstream?),
+            routes: Vec::new(),
+            peek_size: defaults::PEEK_SIZE,
+            peek_timeout: defaults::PEEK_TIMEOUT,
             proxy_protocol,
             trusted_peers: trusted_peers?,
             crc,
@@ -80,6 +85,7 @@ impl Builder {
             max_pending,
             max_sessions,
             session,
+            socket: SocketOptions::default(),
         })
     }
 

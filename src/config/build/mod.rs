@@ -110,6 +110,8 @@ impl Builder {
             family: self
                 .found
                 .word("resolver.family", &file.resolver.family, &families),
+            search: Vec::new(),
+            queries_per_second: defaults::QUERIES_PER_SECOND,
         };
         let session = self.session("session", &file.session);
         let relay = self.relay(&file.relay);
@@ -166,6 +168,7 @@ impl Builder {
             log,
             session,
             relay,
+            relay_id: "relay".into(),
             resolver,
             max_accounts,
             max_metric_endpoints,

@@ -6,7 +6,10 @@ use super::Builder;
 use super::findings::strip;
 use super::places::Placed;
 use crate::config::file::UpstreamTable;
-use crate::config::{Upstream, addresses, defaults, values};
+use crate::config::{
+    Balance, Eject, Failover, OnVanish, SendProxy, SocketOptions, Upstream, addresses, defaults,
+    values,
+};
 
 impl Builder {
     pub(super) fn upstream(&mut self, spanned: &Spanned<UpstreamTable>) -> Option<Upstream> {
@@ -71,6 +74,29 @@ impl Builder {
             stale_for: stale_for.flatten(),
             allow_addresses: allow_addresses.map(strip).unwrap_or_default(),
             session,
+            balance: Balance::LeastSessions,
+            next_try_after: defaults::NEXT_TRY_AFTER,
+            retry_budget: defaults::RETRY_BUDGET,
+            on_vanish: OnVanish::Keep,
+            vanish_deadline: defaults::VANISH_DEADLINE,
+            vanish_spread: defaults::VANISH_SPREAD,
+            failover: Failover {
+                below: defaults::FAILOVER_BELOW,
+                back_above: defaults::FAILOVER_BACK_ABOVE,
+                back_after: defaults::FAILOVER_BACK_AFTER,
+                max_age: None,
+            },
+            eject: Eject {
+                after: Some(defaults::EJECT_AFTER),
+                pause: defaults::EJECT_PAUSE,
+                longest: defaults::EJECT_LONGEST,
+                panic_below: defaults::PANIC_BELOW,
+            },
+            slow_start: Some(defaults::SLOW_START),
+            health: None,
+            ahead: None,
+            proxy_protocol: SendProxy::Off,
+            socket: SocketOptions::default(),
         })
     }
 }
