@@ -103,7 +103,7 @@ fn everything_has_its_default() {
     );
     assert_eq!(listener.first_byte_timeout, Duration::from_secs(360));
     assert_eq!(listener.header_timeout, Duration::from_secs(5));
-    let upstream = &config.upstreams[listener.upstream];
+    let upstream = &config.upstreams[listener.upstream.expect("written")];
     assert_eq!(upstream.connect_timeout, Duration::from_secs(5));
     assert_eq!(upstream.connect_deadline, Duration::from_secs(15));
     assert_eq!(
