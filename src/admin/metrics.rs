@@ -11,7 +11,8 @@ use prometheus::{Encoder, TextEncoder};
 
 use super::View;
 use crate::account::{
-    AcceptError, AccountTotals, CloseReason, Direction, Fallback, Refusal, RelayPath, Snapshot,
+    AcceptError, AccountTotals, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath,
+    Snapshot,
 };
 use crate::proxy_protocol::header::HeaderError;
 
@@ -128,6 +129,10 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
         "tollgate_refused_total",
         "Connections turned away, by reason.",
     );
+    let mut peeks = counter(
+        "tollgate_peeks_total",
+        "Connections whose first bytes were looked at for a name to route by, by what they told.",
+    );
     let mut accept_errors = counter(
         "tollgate_accept_errors_total",
         "Errors of accept(2): of the connection, for want of resources, other.",
@@ -159,6 +164,10 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
                 listener.refused[reason as usize],
             );
         }
+        for outcome in PeekOutcome::ALL {
+            let n = listener.peeks[outcome as usize];
+            peeks.add(&with("outcome", outcome.name()), n);
+        }
         for error in AcceptError::ALL {
             accept_errors.add(
                 &with("error", error.name()),
@@ -172,6 +181,7 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
     [
         header_errors,
         refused,
+        peeks,
         accept_errors,
         health_checks,
         empty,
