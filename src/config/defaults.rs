@@ -99,7 +99,3 @@ pub const AHEAD_MAX_AGE: Duration = Duration::from_secs(10);
 pub const HEALTH_PATH: &str = "/";
 /// `health.status`: as an NLB judges its own targets.
 pub const HEALTH_STATUS: (u16, u16) = (200, 399);
-/// `notsent_lowat` of the preset `wan`, in bytes.
-pub const WAN_NOTSENT_LOWAT: usize = 1024 * 1024;
-/// `congestion` of the preset `wan`.
-pub const WAN_CONGESTION: &str = "bbr";

@@ -296,7 +296,7 @@ impl Findings {
                 high.value.as_ref().map(Spanned::span),
             );
             if let (Some(mistake), Some(low)) = (self.mistakes.last_mut(), low.value) {
-                mistake.other = Some((low.span(), "more than what may not be less".to_owned()));
+                mistake.other = Some((low.span(), "this may not be the greater".to_owned()));
             }
         }
         [low_is, high_is]

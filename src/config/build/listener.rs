@@ -43,9 +43,7 @@ impl Builder {
                 .map(Some)
         };
         let [peek_size, peek_timeout] = [&table.peek_size, &table.peek_timeout];
-        let peeks = routes
-            .iter()
-            .any(|(route, _)| route.sni.is_some() || route.host.is_some());
+        let peeks = look_into_bytes(&table.routes);
         if !peeks {
             for (key, value) in [("peek_size", peek_size), ("peek_timeout", peek_timeout)] {
                 self.found.useless(
@@ -165,4 +163,19 @@ impl Builder {
         }
         Some(strip(binds))
     }
+}
+
+/// Whether a route asks for a name, be it right or wrong.
+fn look_into_bytes(routes: &Key) -> bool {
+    let items = match routes.as_ref().map(Spanned::get_ref) {
+        None => return false,
+        Some(Raw::List(items)) => items,
+        Some(_) => return true, // what it is meant to be nobody knows
+    };
+    items.iter().any(|item| match item.get_ref() {
+        Raw::Table(entries) => entries
+            .iter()
+            .any(|(key, _)| ["sni", "host"].contains(&key.get_ref().as_str())),
+        _ => true,
+    })
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::Builder;
 use crate::config::file::{Key, Raw};
 use crate::config::values::{self, Parsed, wrong};
-use crate::config::{SocketOptions, addresses, defaults};
+use crate::config::{SocketOptions, addresses};
+use crate::leg;
 
 /// What a buffer of a socket may be told to be: below, the kernel's own least is in the way of a segment; above, it is a typo.
 const BUFFERS: RangeInclusive<u64> = 8 * 1024..=1024 * 1024 * 1024;
@@ -57,19 +58,24 @@ impl Builder {
         let congestion = self
             .found
             .value(&key("congestion"), &congestion, congestion_control);
+        let preset = if wan {
+            leg::wan()
+        } else {
+            SocketOptions::default()
+        };
         SocketOptions {
-            congestion: congestion.or(wan.then(|| defaults::WAN_CONGESTION.into())),
+            congestion: congestion.or(preset.congestion),
             send_buffer: self
                 .found
                 .value(&key("send_buffer"), &send, buffer)
-                .flatten(),
+                .unwrap_or(preset.send_buffer),
             receive_buffer: self
                 .found
                 .value(&key("receive_buffer"), &receive, buffer)
-                .flatten(),
-            notsent_lowat: unsent.unwrap_or(wan.then_some(defaults::WAN_NOTSENT_LOWAT)),
+                .unwrap_or(preset.receive_buffer),
+            notsent_lowat: unsent.unwrap_or(preset.notsent_lowat),
             source,
-            wan,
+            wan: preset.wan,
         }
     }
 }

@@ -179,6 +179,14 @@ fn what_bounds_a_look_needs_a_route_that_looks() {
     ));
     assert_eq!(keys, ["listener.peek_size", "listener.peek_timeout"]);
     assert!(said.contains("add a route with sni or host"), "{said}");
+    let (keys, said) = refused(&listener(
+        "upstream = \"main\"\npeek_size = \"8KiB\"\nroutes = [{ sni = \"*\", upstream = \"logs\" }]",
+    ));
+    assert_eq!(
+        keys,
+        ["listener.routes.sni"],
+        "one mistake is not two: {said}"
+    );
     for size in ["1023B", "65KiB"] {
         let (keys, said) = refused(&listener(&format!(
             "peek_size = \"{size}\"\nroutes = [{{ host = \"a\", upstream = \"logs\" }}]"

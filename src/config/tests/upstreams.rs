@@ -427,15 +427,6 @@ fn a_target_in_a_table_is_a_loop_as_well() {
 }
 
 #[test]
-fn a_source_is_of_the_targets_family() {
-    let text =
-        targets("\"a.example:443\", \"[fd00::5]:443\"") + "socket = { source = \"10.0.0.5\" }\n";
-    let (keys, said) = refused(&text);
-    assert_eq!(keys, ["upstream.targets"]);
-    assert!(said.contains("one is IPv4, the other IPv6"), "{said}");
-}
-
-#[test]
 fn an_unknown_key_of_an_inner_table_is_one_mistake_among_others() {
     let (keys, said) = refused(&with_in_upstream(
         "health = { intervall = \"1s\", rise = 0 }\nahead = 32\nsocket = { pre-set = \"wan\" }",

@@ -60,24 +60,11 @@ impl Builder {
                 .found
                 .value(&at("check"), &check, |raw| values::word(raw, &kinds)),
         };
-        if kind.is_some_and(|kind| kind != Kind::Http) {
-            for (name, value) in [("path", &path), ("host", &host), ("status", &status)] {
-                let (because, help) = (
-                    "only an HTTP check has it",
-                    "write check = \"http\" beside it, or remove it",
-                );
-                self.found.useless(&at(name), value, because, help);
-            }
-        }
-        if kind.is_some_and(|kind| kind != Kind::Exchange) {
-            for (name, value) in [("send", &send), ("expect", &expect)] {
-                let (because, help) = (
-                    "only an exchange of bytes has it",
-                    "write check = \"exchange\" beside it, or remove it",
-                );
-                self.found.useless(&at(name), value, because, help);
-            }
-        }
+        let is = |wanted: Kind| kind.is_none_or(|kind| kind == wanted);
+        let of_http = [("path", path), ("host", host), ("status", status)];
+        let [path, host, status] = self.only_with("http", is(Kind::Http), of_http);
+        let of_exchange = [("send", send), ("expect", expect)];
+        let [send, expect] = self.only_with("exchange", is(Kind::Exchange), of_exchange);
         let [timeout, interval] = self.found.pair(
             Side {
                 key: &at("timeout"),
@@ -139,6 +126,27 @@ impl Builder {
             rise,
             fall,
             port,
+        })
+    }
+
+    /// The values of keys that belong to one kind of check: where another is meant that is said, and they count as not written.
+    fn only_with<const N: usize>(
+        &mut self,
+        check: &str,
+        meant: bool,
+        keys: [(&str, Key); N],
+    ) -> [Key; N] {
+        keys.map(|(name, value)| {
+            if meant {
+                return value;
+            }
+            self.found.useless(
+                &format!("upstream.health.{name}"),
+                &value,
+                &format!("only a check of kind {check:?} has it"),
+                &format!("write check = {check:?} beside it, or remove it"),
+            );
+            None
         })
     }
 }

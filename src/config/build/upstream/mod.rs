@@ -4,7 +4,6 @@ mod failing;
 mod health;
 mod targets;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -12,9 +11,7 @@ use toml::Spanned;
 use super::Builder;
 use super::findings::{Side, strip};
 use crate::config::file::{Key, UpstreamTable};
-use crate::config::{
-    Ahead, Balance, Host, SendProxy, Target, Upstream, addresses, defaults, values,
-};
+use crate::config::{Ahead, Balance, SendProxy, Upstream, addresses, defaults, values};
 
 /// Most connections of one worker that wait for a client.
 const MOST_AHEAD: u16 = 1024;
@@ -99,7 +96,6 @@ impl Builder {
         );
         let session = self.session("upstream.session", &table.session);
         let socket = self.socket("upstream.socket", &table.socket);
-        self.source_fits(socket.source, targets.as_deref().unwrap_or_default());
         Some(Upstream {
             name: name?,
             targets: strip(targets?),
@@ -124,26 +120,6 @@ impl Builder {
             proxy_protocol,
             socket,
         })
-    }
-
-    /// No connection leads from one family of addresses to the other. What names lead to is found out later.
-    fn source_fits(&mut self, source: Option<IpAddr>, targets: &[Spanned<Target>]) {
-        let Some(source) = source else { return };
-        for target in targets {
-            let literal = match target.get_ref().host {
-                Host::Literal(ip) => ip,
-                Host::Name(_) => continue,
-            };
-            if literal.is_ipv4() != source.is_ipv4() {
-                let problem = format!(
-                    "{} cannot be reached from {source}: one is IPv4, the other IPv6",
-                    target.get_ref()
-                );
-                let help = "write a socket.source of the same family, or two upstreams";
-                self.found
-                    .mistake("upstream.targets", &problem, help, Some(target.span()));
-            }
-        }
     }
 
     /// `ahead = { … }`.
