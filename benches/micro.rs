@@ -2,7 +2,11 @@
 //!
 //! `cargo bench --bench micro`
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{TcpListener, TcpStream},
+    sync::Arc,
+};
 
 use divan::{Bencher, black_box};
 use tollgate::{
@@ -120,4 +124,13 @@ fn open_and_close(bencher: Bencher<'_, '_>, accounts: usize) {
 fn book_bytes(bencher: Bencher<'_, '_>) {
     let meter = Meter::open(books(1).account(key(0)), 0);
     bencher.bench_local(|| meter.moved(black_box(Direction::ToUpstream), black_box(1024)));
+}
+
+/// What the kernel knows of a connection: asked once per session, and now and then for each address of an upstream.
+#[divan::bench]
+fn tcp_info(bencher: Bencher<'_, '_>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("it is bound");
+    let client = TcpStream::connect(address).expect("it listens");
+    bencher.bench_local(|| tollgate::sys::tcp_info::tcp_info(black_box(&client)).expect("TCP"));
 }
