@@ -16,7 +16,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -315,26 +315,34 @@ impl Watched {
 
     /// Waits until one of `wanted`, or an end, was announced and not used up; returns all that was. One task waits at a time.
     pub async fn announced(&self, wanted: EventFlags) -> EventFlags {
-        self.news(wanted | END).await
+        poll_fn(|context| self.poll_announced(context, wanted)).await
     }
 
-    async fn news(&self, wanted: EventFlags) -> EventFlags {
-        poll_fn(|context| {
-            self.expected(|expected| {
-                if expected.seen.intersects(wanted) {
-                    return Poll::Ready(expected.seen);
-                }
-                let same = expected
-                    .waker
-                    .as_ref()
-                    .is_some_and(|waker| waker.will_wake(context.waker()));
-                if !same {
-                    expected.waker = Some(context.waker().clone());
-                }
-                Poll::Pending
-            })
+    /// [`Watched::announced`], for whoever waits for several.
+    pub fn poll_announced(&self, context: &Context<'_>, wanted: EventFlags) -> Poll<EventFlags> {
+        self.poll_news(context, wanted | END)
+    }
+
+    fn poll_news(&self, context: &Context<'_>, wanted: EventFlags) -> Poll<EventFlags> {
+        self.expected(|expected| {
+            if expected.seen.intersects(wanted) {
+                return Poll::Ready(expected.seen);
+            }
+            let same = expected
+                .waker
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(context.waker()));
+            if !same {
+                expected.waker = Some(context.waker().clone());
+            }
+            Poll::Pending
         })
-        .await
+    }
+
+    /// Whether an end was announced.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.expected(|expected| expected.seen.intersects(END))
     }
 
     /// Everything there was to read has been read.
@@ -393,7 +401,7 @@ impl Watched {
             .union(EventFlags::HUP)
             .union(EventFlags::ERR);
         self.expected(|expected| expected.seen.remove(EventFlags::OUT));
-        self.news(NEWS).await;
+        poll_fn(|context| self.poll_news(context, NEWS)).await;
     }
 
     /// Gives its events to the engine, under a token of the engine's; returns what was announced and not used up.
@@ -443,7 +451,6 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
-    use std::task::Context;
 
     const SOON: Duration = Duration::from_secs(30); // longer than any test may take: nothing here waits for it
 
