@@ -287,8 +287,10 @@ fn start_upstreams(config: &Config) -> Result<Vec<Arc<Upstream>>, SupervisorErro
     let own: Arc<[SocketAddr]> = own.copied().collect();
     let mut resolver = None;
     let mut upstreams = Vec::new();
-    for settings in &config.upstreams {
-        let upstream = Arc::new(Upstream::new(settings));
+    for (place, settings) in config.upstreams.iter().enumerate() {
+        let upstream = Arc::new(Upstream::new(place, settings, config.resolver.family));
+        let kept = upstream.clone();
+        spawn_local(async move { kept.keep().await });
         for (index, target) in settings.targets.iter().enumerate() {
             let Host::Name(name) = &target.host else {
                 continue;
