@@ -4,6 +4,7 @@
 //! Their number is bounded by `metrics.max_endpoints`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
 
 use prometheus::core::Collector;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -24,6 +25,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     let mut families = of_accounts(&snapshot, view.max_metric_endpoints);
     families.extend(of_listeners(&snapshot, view));
     families.extend(of_upstreams(view));
+    families.extend(of_names(view));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
     families.push(dropped_lines(view));
@@ -190,10 +192,9 @@ fn of_upstreams(view: &View) -> Vec<MetricFamily> {
     for upstream in &view.upstreams {
         for target in upstream.targets() {
             let known = target.addresses.len() as u64;
-            let (fresh, stale) = if target.failure.is_none() {
-                (known, 0)
-            } else {
-                (0, known)
+            let (fresh, stale) = match target.stale {
+                false => (known, 0),
+                true => (0, known),
             };
             for (state, n) in [("fresh", fresh), ("stale", stale)] {
                 let labels = [
@@ -215,6 +216,30 @@ fn of_upstreams(view: &View) -> Vec<MetricFamily> {
         .into_iter()
         .chain(connect)
         .collect()
+}
+
+fn of_names(view: &View) -> Vec<MetricFamily> {
+    let mut queries = counter(
+        "tollgate_dns_queries_total",
+        "Questions sent to name servers, each try counted.",
+    );
+    let mut failures = counter(
+        "tollgate_dns_failures_total",
+        "Look-ups of a target that brought no address that can be used.",
+    );
+    let mut stale = gauge(
+        "tollgate_dns_stale",
+        "1 while a target has no good answer: the last one serves, or nothing does.",
+    );
+    queries.add(&[], view.dns_queries.load(Ordering::Relaxed));
+    for upstream in &view.upstreams {
+        for target in upstream.targets() {
+            let labels = [("upstream", &*upstream.name), ("target", &*target.target)];
+            failures.add(&labels, target.failures);
+            stale.add(&labels, u64::from(target.stale));
+        }
+    }
+    [queries, failures, stale].map(Family::into_proto).into()
 }
 
 fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {

@@ -42,7 +42,10 @@ fn target_status(target: &TargetState, now: Instant) -> Value {
         "addresses": target.addresses,
         "answered_seconds_ago": target.answered.map(|at| now.saturating_duration_since(at).as_secs()),
         "next_look_up_in_seconds": target.next.map(|at| at.saturating_duration_since(now).as_secs()),
+        "ttl_ends_in_seconds": target.ttl_ends.map(|at| at.saturating_duration_since(now).as_secs()),
+        "stale": target.stale,
         "failure": target.failure,
+        "failures": target.failures,
     })
 }
 

@@ -1,11 +1,17 @@
 //! Where connections go: a named group of targets, resolved in the background, never per connection.
 //!
-//! The control thread keeps each target's addresses fresh ([`resolver`], by the decisions of [`addresses`]) and publishes them as
-//! one immutable list per upstream; workers take addresses from it in turn and dial ([`connect`]).
+//! The control thread keeps each target's addresses fresh ([`named`], by the decisions of [`addresses`] and [`pace`]) and publishes them
+//! as one immutable list per upstream; workers take addresses from it in turn and dial ([`connect`]). Names are looked up by the
+//! [`resolver`]: in the files of the [`system`], or by a [`question`] to name servers whose [`answer`] is read and sifted.
 
 pub mod addresses;
+pub mod answer;
 pub mod connect;
+pub mod named;
+pub mod pace;
+pub mod question;
 pub mod resolver;
+pub mod system;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,8 +67,14 @@ pub struct TargetState {
     pub answered: Option<Instant>,
     /// When it is looked up next.
     pub next: Option<Instant>,
-    /// Why the last look-up failed, while it is the last good answer that serves.
+    /// There is no good answer now: the last good one serves, or nothing does.
+    pub stale: bool,
+    /// What is amiss: why look-ups fail, for one family of addresses at least, and which addresses are left out.
     pub failure: Option<String>,
+    /// Look-ups that failed.
+    pub failures: u64,
+    /// When the first of the answers in use ends; never for literal addresses.
+    pub ttl_ends: Option<Instant>,
 }
 
 impl Upstream {
@@ -90,7 +102,10 @@ impl Upstream {
                 looked_up: literal.is_some(),
                 answered: None,
                 next: None,
+                stale: false,
                 failure: None,
+                failures: 0,
+                ttl_ends: None,
             }
         });
         let upstream = Self {
