@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::account::{AcceptError, Refusal};
-use crate::config::SessionLimits;
+use crate::config::{SessionLimits, SocketOptions};
 use crate::leg;
 use crate::proxy_protocol::header::HeaderError;
 use crate::proxy_protocol::read::Pending;
@@ -78,12 +78,17 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
 ///
 /// # Errors
 /// The address is in use, not ours, or its port needs a permission.
-pub fn bind(address: SocketAddr, limits: &SessionLimits) -> io::Result<StdListener> {
+pub fn bind(
+    address: SocketAddr,
+    limits: &SessionLimits,
+    options: &SocketOptions,
+) -> io::Result<StdListener> {
     let socket = socket_for(address)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     leg::prepare(&socket)?;
     leg::guard(&socket, limits)?;
+    leg::shape(&socket, options)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -301,8 +306,9 @@ mod tests {
             keepalive: None,
             user_timeout: Some(Duration::from_secs(300)),
         };
-        let first = bind("127.0.0.1:0".parse().unwrap(), &limits).unwrap();
-        let second = bind(first.local_addr().unwrap(), &limits).unwrap();
+        let bind = |address| super::bind(address, &limits, &SocketOptions::default()).unwrap();
+        let first = bind("127.0.0.1:0".parse().unwrap());
+        let second = bind(first.local_addr().unwrap());
         assert_eq!(first.local_addr().unwrap(), second.local_addr().unwrap());
     }
 }

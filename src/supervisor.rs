@@ -1,5 +1,6 @@
 //! The control thread: binds, starts the workers, resolves names, answers the admin port, hears signals and ends it all.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::account::Books;
 use crate::admin::{self, Room, View, health};
 use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
+use crate::leg::{self, Refused};
 use crate::listener::{bind, bind_alone, claim};
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
@@ -43,6 +45,14 @@ pub enum SupervisorError {
         /// Why not.
         error: io::Error,
     },
+    /// The kernel refuses what a leg's sockets are to be told.
+    #[error("{whose}, key socket: {refused}")]
+    Socket {
+        /// Which listener or upstream.
+        whose: String,
+        /// What, why, and what to do.
+        refused: Refused,
+    },
     /// No runtime, no signal handler, no thread.
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
@@ -61,11 +71,36 @@ pub enum SupervisorError {
 ///
 /// # Errors
 /// See [`SupervisorError`].
-pub fn run(config: Config, dropped_lines: DroppedLines) -> Result<(), SupervisorError> {
+pub fn run(mut config: Config, dropped_lines: DroppedLines) -> Result<(), SupervisorError> {
+    settle_sockets(&mut config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     LocalSet::new().block_on(&runtime, supervise(Arc::new(config), dropped_lines))
+}
+
+/// Tries what each leg's sockets are to be told, drops what was only wished for, and says once what this machine does not give.
+fn settle_sockets(config: &mut Config) -> Result<(), SupervisorError> {
+    let listeners = config.listeners.iter_mut();
+    let listeners = listeners.map(|listener| ("listener", &listener.name, &mut listener.socket));
+    let upstreams = config.upstreams.iter_mut();
+    let upstreams = upstreams.map(|upstream| ("upstream", &upstream.name, &mut upstream.socket));
+    let mut said = BTreeMap::<String, Vec<String>>::new();
+    for (what, name, options) in listeners.chain(upstreams) {
+        let whose = format!("{what} {name:?}");
+        let settled = leg::settle(options).map_err(|refused| SupervisorError::Socket {
+            whose: whose.clone(),
+            refused,
+        })?;
+        for finding in leg::findings(options) {
+            said.entry(finding).or_default().push(whose.clone());
+        }
+        *options = settled;
+    }
+    for (finding, legs) in said {
+        warn!(of = legs.join(", "), "{finding}");
+    }
+    Ok(())
 }
 
 async fn supervise(
@@ -184,7 +219,7 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
         for door in &mut doors {
             let sockets = addresses
                 .iter()
-                .map(|at| bind(*at, &limits).map_err(refused(*at)));
+                .map(|at| bind(*at, &limits, &listener.socket).map_err(refused(*at)));
             let sockets = sockets.collect::<Result<_, _>>()?;
             door.push(Door {
                 sockets,
@@ -257,9 +292,10 @@ fn start_upstreams(
     let own: Arc<[SocketAddr]> = own.copied().collect();
     let mut resolver: Option<Arc<_>> = None;
     let mut upstreams = Vec::new();
-    for settings in &config.upstreams {
-        let settings = Arc::new(settings.clone());
-        let upstream = Arc::new(Upstream::new(&settings));
+    for (place, settings) in config.upstreams.iter().enumerate() {
+        let upstream = Arc::new(Upstream::new(place, settings, config.resolver.family));
+        let kept = upstream.clone();
+        spawn_local(async move { kept.keep().await });
         for (index, target) in settings.targets.iter().enumerate() {
             let Host::Name(name) = &target.host else {
                 continue;
@@ -275,7 +311,6 @@ fn start_upstreams(
                 index,
                 name: name.clone(),
                 port: target.port,
-                settings: settings.clone(),
                 own: own.clone(),
                 resolver,
             };

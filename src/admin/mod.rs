@@ -3,10 +3,12 @@
 //! Reads snapshots and never touches a session. Everything here runs on the control thread, except the answer to a health
 //! check that came to the traffic port ([`health::answer`]).
 
+mod family;
 pub mod health;
 mod http;
 mod metrics;
 mod status;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

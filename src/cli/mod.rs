@@ -83,7 +83,12 @@ impl Error {
                 io::ErrorKind::PermissionDenied => ExitCode::Permission,
                 _ => ExitCode::Config,
             },
-            Self::Supervisor(SupervisorError::Resolver(_)) => ExitCode::Config,
+            Self::Supervisor(SupervisorError::Socket { refused, .. }) if refused.permission => {
+                ExitCode::Permission
+            }
+            Self::Supervisor(SupervisorError::Socket { .. } | SupervisorError::Resolver(_)) => {
+                ExitCode::Config
+            }
             Self::Supervisor(_) => ExitCode::Internal,
             // Whoever read it has gone, as head(1) does when it has seen enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,

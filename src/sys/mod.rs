@@ -8,4 +8,5 @@
 pub mod pipe;
 pub mod readiness;
 pub mod socket;
+pub mod tcp_info;
 pub mod tun;

@@ -1,4 +1,4 @@
-//! What can be asked of a TCP socket.
+//! What a TCP socket can be asked and told.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -15,5 +15,29 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
     match result {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(u32::try_from(bytes).unwrap_or(0)),
+    }
+}
+
+/// Makes bind(2) to port 0 take an address only: connect(2) then chooses a port that is free towards its own destination, where it would
+/// otherwise be kept from all others (IP_BIND_ADDRESS_NO_PORT, ip(7)). For both families.
+///
+/// # Errors
+/// Not an IP socket.
+pub fn bind_without_port(socket: impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open for the length of the call because it is borrowed. The kernel reads one `int`, which the pointer points
+    // to and which lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }

@@ -14,7 +14,6 @@ use super::addresses::{Answer, Booked, Kind, Resolution, Standing};
 use super::answer::Rules;
 use super::pace::Bounds;
 use super::resolver::{Found, LookupError, Resolver};
-use crate::config;
 
 /// How many addresses a line of the log names.
 const NAMED_IN_LOG: usize = 16;
@@ -30,8 +29,6 @@ pub struct Named {
     pub name: Arc<str>,
     /// The port that goes with its addresses.
     pub port: u16,
-    /// Its upstream's settings.
-    pub settings: Arc<config::Upstream>,
     /// Addresses of the relay's own listeners: an answer that leads there would be a loop.
     pub own: Arc<[SocketAddr]>,
     /// Who is asked.
@@ -127,10 +124,11 @@ fn chance() -> f64 {
 impl Named {
     /// Keeps its addresses fresh, for ever. Each family of addresses is asked for by itself, and neither waits for the other.
     pub async fn keep_fresh(self) {
+        let settings = &self.upstream.settings;
         let bounds = Bounds {
-            min_ttl: self.settings.min_ttl,
-            max_ttl: self.settings.max_ttl,
-            stale_for: self.settings.stale_for,
+            min_ttl: settings.min_ttl,
+            max_ttl: settings.max_ttl,
+            stale_for: settings.stale_for,
         };
         let known = RefCell::new(Known {
             resolution: Resolution::new(bounds, self.resolver.kinds(), Instant::now()),
@@ -191,7 +189,7 @@ impl Named {
 
     fn rules(&self) -> Rules<'_> {
         Rules {
-            allowed: &self.settings.allow_addresses,
+            allowed: &self.upstream.settings.allow_addresses,
             own: &self.own,
             port: self.port,
             ipv4: self.resolver.wants_ipv4(),

@@ -1,10 +1,21 @@
 //! What both legs of a session have in common: the options of their sockets.
+//!
+//! Those that every socket has are here. [`shape`] sets what an operator chose for one leg, [`findings`](findings()) says beforehand what
+//! of it this machine does not give.
+
+pub mod findings;
+mod shape;
+mod wan;
 
 use std::os::fd::AsFd;
 use std::time::Duration;
 use std::{io, net};
 
 use socket2::{SockRef, TcpKeepalive};
+
+pub use findings::findings;
+pub use shape::{Refused, settle, shape};
+pub use wan::wan;
 
 use crate::config::SessionLimits;
 
