@@ -496,6 +496,38 @@ fn shipped_config_is_valid() {
 }
 
 #[test]
+fn its_examples_are_valid_all_at_once() {
+    let example = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line != "#";
+    let lines = SHIPPED.lines().map(|line| match example(line) {
+        true => &line[1..],
+        false => line,
+    });
+    let config = valid(&lines.collect::<Vec<_>>().join("\n"));
+    assert_eq!(config.listeners[0].routes.len(), 2);
+    assert_eq!(config.upstreams.len(), 2);
+    assert!(config.upstreams[0].health.is_some() && config.upstreams[0].ahead.is_some());
+}
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_examples_of_the_readme_are_valid() {
+    let mut blocks = README.split("```toml\n").skip(1).map(|rest| {
+        let lines = rest.split("```").next().expect("split gives one at least");
+        // Within a list of steps it is indented.
+        lines.lines().map(str::trim).collect::<Vec<_>>().join("\n")
+    });
+    let quick_start = valid(&blocks.next().expect("a quick start"));
+    assert_eq!(&*quick_start.upstreams[0].name, "control-plane");
+    let mut routes = blocks.next().expect("routes");
+    for name in ["blue", "control-plane", "logs", "metrics"] {
+        routes += &format!("\n[[upstream]]\nname = {name:?}\ntargets = [\"{name}.example:443\"]\n");
+    }
+    assert_eq!(valid(&routes).listeners[0].routes.len(), 4);
+    assert_eq!(blocks.next(), None, "each example is tried");
+}
+
+#[test]
 fn systemd_waits_longer_than_the_drain() {
     let setting = |key: &str| {
         UNIT.lines()
