@@ -4,6 +4,7 @@
 //! Their number is bounded by `metrics.max_endpoints`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
@@ -29,6 +30,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
     families.push(dropped_lines(view));
+    families.push(dns_queries(view));
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
@@ -228,6 +230,15 @@ fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
     [relayed, fallbacks, pipes, connections]
         .map(Family::into_proto)
         .into()
+}
+
+fn dns_queries(view: &View) -> MetricFamily {
+    let mut queries = counter(
+        "tollgate_dns_queries_total",
+        "Questions sent to name servers, each try counted.",
+    );
+    queries.add(&[], view.dns_queries.load(Ordering::Relaxed));
+    queries.into_proto()
 }
 
 fn build_info() -> MetricFamily {

@@ -20,6 +20,7 @@ const MOST_ADDRESSES: usize = 1000;
 struct Families {
     addresses: Family,
     stale: Family,
+    lookups_failed: Family,
     serving: Family,
     failovers: Family,
     ejections: Family,
@@ -44,7 +45,11 @@ impl Families {
             ),
             stale: gauge(
                 "tollgate_dns_stale",
-                "Whether a target's last look-up failed, so that its last good answer serves.",
+                "1 while a target has no good answer: its last one serves, or nothing does.",
+            ),
+            lookups_failed: counter(
+                "tollgate_dns_failures_total",
+                "Look-ups of a target that brought no address that can be used.",
             ),
             serving: gauge(
                 "tollgate_upstream_active_priority",
@@ -96,7 +101,7 @@ impl Families {
             ),
             ttl: gauge(
                 "tollgate_upstream_address_ttl_seconds",
-                "Time until the address's name is looked up again.",
+                "Time until the answer with the address ends, as the name's servers say.",
             ),
         }
     }
@@ -114,8 +119,9 @@ impl Families {
                 let labels = [name, target_label, ("state", state.name())];
                 self.addresses.add(&labels, of_state.count() as u64);
             }
-            let stale = u64::from(target.failure.is_some());
-            self.stale.add(&[name, target_label], stale);
+            let labels = [name, target_label];
+            self.stale.add(&labels, u64::from(target.stale));
+            self.lookups_failed.add(&labels, target.failures);
         }
         let dialled = &upstream.dialled;
         self.serving.add(&labels, standing.serving.into());
@@ -151,7 +157,7 @@ impl Families {
         let times = [
             (&mut self.connect, address.connect_time()),
             (&mut self.rtt, address.rtt()),
-            (&mut self.ttl, until(target.next, now)),
+            (&mut self.ttl, until(target.ttl_ends, now)),
         ];
         for (family, time) in times {
             if let Some(time) = time {
@@ -165,6 +171,7 @@ impl Families {
         [
             self.addresses,
             self.stale,
+            self.lookups_failed,
             self.serving,
             self.failovers,
             self.ejections,
@@ -235,7 +242,10 @@ pub(super) fn status(upstream: &Upstream, now: Instant) -> Value {
             "addresses": members(index).collect::<Vec<_>>(),
             "answered_seconds_ago": target.answered.map(|at| now.saturating_duration_since(at).as_secs()),
             "next_look_up_in_seconds": until(target.next, now).map(|time| time.as_secs()),
+            "ttl_ends_in_seconds": until(target.ttl_ends, now).map(|time| time.as_secs()),
+            "stale": target.stale,
             "failure": target.failure,
+            "failures": target.failures,
         })).collect::<Vec<_>>(),
     })
 }

@@ -1,18 +1,24 @@
 //! Where connections go: a named group of targets, resolved in the background, never per connection.
 //!
-//! The control thread keeps each target's addresses fresh ([`resolver`], by the decisions of [`addresses`]), decides which of them serve
+//! The control thread keeps each target's addresses fresh ([`named`], by the decisions of [`addresses`] and [`pace`]; names are looked up by
+//! the [`resolver`], in the files of the [`system`] or by a [`question`] whose [`answer`] is read and sifted), decides which of them serve
 //! ([`roster`], from answers, failures and the health checks of [`probe`]) and publishes one immutable [`Snapshot`] per upstream.
 //! A worker chooses from it ([`balance`]) and dials ([`connect`]), or takes a connection that it dialled [`ahead`].
 
 pub mod address;
 pub mod addresses;
 pub mod ahead;
+pub mod answer;
 pub mod balance;
 pub mod connect;
+pub mod named;
+pub mod pace;
+pub mod question;
 pub mod resolver;
 pub mod roster;
 #[cfg(test)]
 mod roster_tests;
+pub mod system;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -128,8 +134,14 @@ pub struct TargetState {
     pub answered: Option<Instant>,
     /// When it is looked up next.
     pub next: Option<Instant>,
-    /// Why the last look-up failed, while it is the last good answer that serves.
+    /// There is no good answer now: the last good one serves, or nothing does.
+    pub stale: bool,
+    /// What is amiss: why look-ups fail, for one family of addresses at least, and which addresses are left out.
     pub failure: Option<String>,
+    /// Look-ups that failed.
+    pub failures: u64,
+    /// When the first of the answers in use ends; never for literal addresses.
+    pub ttl_ends: Option<Instant>,
 }
 
 /// How an upstream stands: for `/status` and `/metrics`.
@@ -298,7 +310,10 @@ impl TargetState {
             looked_up: literal.is_some(),
             answered: None,
             next: None,
+            stale: false,
             failure: None,
+            failures: 0,
+            ttl_ends: None,
         }
     }
 }
