@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod connect;
+pub mod probe;
 pub mod resolver;
 
 use std::net::SocketAddr;
