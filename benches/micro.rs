@@ -1,4 +1,4 @@
-//! What happens once per connection or once per transfer, by itself: a header decoded, a route chosen, an account found, bytes booked.
+//! What happens once per connection or once per transfer, by itself: a header decoded, an address chosen, an account found, bytes booked.
 //!
 //! `cargo bench --bench micro`
 
@@ -6,14 +6,18 @@ use std::{
     collections::HashMap,
     net::{TcpListener, TcpStream},
     sync::Arc,
+    time::Instant,
 };
 
 use divan::{Bencher, black_box};
 use tollgate::{
     account::{Account, AccountKey, Books, CloseReason, Direction, Meter},
-    config::{Config, CrcPolicy},
+    config::{Balance, Config, CrcPolicy, Family},
     proxy_protocol::decode::{Rules, decode},
-    upstream::Upstream,
+    upstream::{
+        Upstream,
+        balance::{Balancer, key_of},
+    },
 };
 
 /// A header as NLB sends it for PrivateLink: 100 bytes with checksum, endpoint id and padding.
@@ -59,9 +63,15 @@ fn decode_header_byte_by_byte(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The next address of a listener's upstream, of so many: what every connection takes. The names behind them are looked up elsewhere.
-#[divan::bench(args = [1, 8, 256])]
-fn route(bencher: Bencher<'_, '_>, addresses: usize) {
+/// The first address that a session tries, of so many: what every connection takes. The names behind them are looked up elsewhere.
+#[divan::bench(args = [1, 8, 256], consts = [0, 1, 2, 3])]
+fn choose<const BALANCE: usize>(bencher: Bencher<'_, '_>, addresses: usize) {
+    let balance = [
+        Balance::LeastSessions,
+        Balance::RoundRobin,
+        Balance::Weighted,
+        Balance::Rendezvous,
+    ][BALANCE];
     let target = |n: usize| format!("\"10.0.{}.{}:443\"", n / 250, n % 250 + 1);
     let targets: Vec<String> = (0..addresses).map(target).collect();
     let text = format!(
@@ -70,12 +80,14 @@ fn route(bencher: Bencher<'_, '_>, addresses: usize) {
         targets.join(", ")
     );
     let config = Config::from_str(&text, "this benchmark").expect("it is right");
-    let upstream = Upstream::new(config.upstreams.first().expect("there is one"));
-    let mut turn = 0_usize;
+    let settings = config.upstreams.first().expect("there is one");
+    let upstream = Upstream::new(0, settings, Family::Any);
+    let balancer = Balancer::new(balance, 1);
+    let now = Instant::now();
     bencher.bench_local(|| {
-        turn = turn.wrapping_add(1);
-        let addresses = upstream.addresses();
-        addresses[black_box(turn) % addresses.len()]
+        let key = key_of(black_box(b"vpce-0123456789abcdef0"));
+        let mut picks = balancer.picks(upstream.snapshot(), key);
+        balancer.next(&mut picks, now)
     });
 }
 

@@ -16,13 +16,14 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use slab::Slab;
 
 /// What epoll hands back when the bell was rung.
@@ -314,27 +315,93 @@ impl Watched {
 
     /// Waits until one of `wanted`, or an end, was announced and not used up; returns all that was. One task waits at a time.
     pub async fn announced(&self, wanted: EventFlags) -> EventFlags {
-        poll_fn(|context| {
-            self.expected(|expected| {
-                if expected.seen.intersects(wanted | END) {
-                    return Poll::Ready(expected.seen);
-                }
-                let same = expected
-                    .waker
-                    .as_ref()
-                    .is_some_and(|waker| waker.will_wake(context.waker()));
-                if !same {
-                    expected.waker = Some(context.waker().clone());
-                }
-                Poll::Pending
-            })
+        poll_fn(|context| self.poll_announced(context, wanted)).await
+    }
+
+    /// [`Watched::announced`], for whoever waits for several.
+    pub fn poll_announced(&self, context: &Context<'_>, wanted: EventFlags) -> Poll<EventFlags> {
+        self.poll_news(context, wanted | END)
+    }
+
+    fn poll_news(&self, context: &Context<'_>, wanted: EventFlags) -> Poll<EventFlags> {
+        self.expected(|expected| {
+            if expected.seen.intersects(wanted) {
+                return Poll::Ready(expected.seen);
+            }
+            let same = expected
+                .waker
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(context.waker()));
+            if !same {
+                expected.waker = Some(context.waker().clone());
+            }
+            Poll::Pending
         })
-        .await
+    }
+
+    /// Whether an end was announced.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.expected(|expected| expected.seen.intersects(END))
     }
 
     /// Everything there was to read has been read.
     pub fn drained(&self) {
         self.expected(|expected| expected.seen.remove(EventFlags::IN));
+    }
+
+    /// One read of at most `most` bytes, and `ROOM`, behind what `buffer` holds; `announced` is what [`Watched::announced`] said. None is the
+    /// end.
+    ///
+    /// # Errors
+    /// recv(2)'s.
+    pub fn take<const ROOM: usize>(
+        &self,
+        announced: EventFlags,
+        buffer: &mut Vec<u8>,
+        most: usize,
+    ) -> Result<usize, Errno> {
+        let mut room = [0; ROOM];
+        let room = &mut room[..ROOM.min(most)];
+        let read = recv(self, &mut *room, RecvFlags::empty());
+        // Less than there was room for is all there is; but an end that was announced is still to be read, and a read stops at an urgent byte.
+        let more = END | EventFlags::PRI;
+        let all = match read {
+            Ok((n, _)) => n < room.len() && !announced.intersects(more),
+            Err(errno) => errno == Errno::AGAIN,
+        };
+        if all {
+            self.drained();
+        }
+        let (n, _) = read?;
+        buffer.extend_from_slice(&room[..n]);
+        Ok(n)
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// send(2)'s.
+    pub async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match send(self, bytes, SendFlags::NOSIGNAL) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.writable().await,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room to write again, or writing will tell why there never will be. A peer that has only finished
+    /// its own half is no reason.
+    async fn writable(&self) {
+        const NEWS: EventFlags = EventFlags::OUT
+            .union(EventFlags::HUP)
+            .union(EventFlags::ERR);
+        self.expected(|expected| expected.seen.remove(EventFlags::OUT));
+        poll_fn(|context| self.poll_news(context, NEWS)).await;
     }
 
     /// Gives its events to the engine, under a token of the engine's; returns what was announced and not used up.
@@ -384,7 +451,6 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
-    use std::task::Context;
 
     const SOON: Duration = Duration::from_secs(30); // longer than any test may take: nothing here waits for it
 

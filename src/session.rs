@@ -30,7 +30,8 @@ use crate::reactor::{Reactor, Watched};
 use crate::relay::engine::{Engine, NewSession, Parties, Place};
 use crate::spread::{Load, Spread};
 use crate::telemetry::LogLimiter;
-use crate::upstream::connect::{ConnectError, Dialer};
+use crate::upstream::balance::key_of;
+use crate::upstream::connect::{ConnectError, Connected, Dialer};
 use crate::waiting_room::{Ticket, WaitingRoom};
 
 /// A listener as one worker's sessions meet it.
@@ -130,7 +131,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let account = entrance.account(way, arrival.endpoint.as_deref().unwrap_or(DIRECT));
     let meter = Meter::open(account, entrance.worker);
     let connected = tokio::select! {
-        connected = way.dialer.connect() => connected.map_err(|error| match error {
+        connected = connect(way, &client, &arrival) => connected.map_err(|error| match error {
             ConnectError::NoAddress => CloseReason::NoAddress,
             ConnectError::Failed => CloseReason::ConnectFailed,
             ConnectError::Reset => CloseReason::UpstreamReset,
@@ -138,20 +139,21 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         () = entrance.over.cancelled() => Err(CloseReason::Drained),
     };
     match connected {
-        Ok((upstream, address)) => {
+        Ok(Connected { socket, hold, .. }) => {
             let parties = Parties {
                 client: arrival.client,
                 peer,
-                address,
             };
+            let place = Place { permit, load, hold };
+            let sockets = (client, socket);
             relay(
                 &entrance,
                 way,
-                (client, upstream),
+                sockets,
                 parties,
                 arrival.payload,
                 meter,
-                Place { permit, load },
+                place,
             );
         }
         Err(reason) => {
@@ -216,6 +218,31 @@ async fn arrive(
         Err(NoHeader::Empty) => Err(End::Empty),
         Err(NoHeader::Refused(error)) => Err(End::Header(error)),
     }
+}
+
+/// Connects a session to its upstream. A connection that was dialled ahead and turns out to have been given up by the upstream is replaced:
+/// as long as nothing of the client was sent, nothing is lost by that.
+async fn connect(
+    way: &Way,
+    client: &Watched,
+    arrival: &Arrival,
+) -> Result<Connected, ConnectError> {
+    let key = match &arrival.endpoint {
+        Some(endpoint) => key_of(endpoint.as_bytes()),
+        None => key_of(arrival.client.ip().to_string().as_bytes()),
+    };
+    let connected = way.dialer.connect(key).await?;
+    if connected.ahead
+        && arrival.payload.is_empty()
+        && way.dialer.is_given_up(&connected, client).await
+    {
+        return way.dialer.dial(key).await;
+    }
+    // Nothing was sent yet: an address that left while it was dialled gets no new session.
+    if !connected.hold.address().is_present() && !way.dialer.upstream().snapshot().is_empty() {
+        return way.dialer.dial(key).await;
+    }
+    Ok(connected)
 }
 
 /// Hands both sockets to the engine, which ends the session by itself.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -28,7 +28,8 @@ use crate::sys::pipe::user_quota;
 use crate::systemd;
 use crate::telemetry::DroppedLines;
 use crate::upstream::Upstream;
-use crate::upstream::resolver::{self, Named, ResolverError};
+use crate::upstream::named::Named;
+use crate::upstream::resolver::{self, ResolverError};
 use crate::worker::{Door, Worker, WorkerError};
 
 /// Why the relay does not run, or ran no longer.
@@ -110,7 +111,7 @@ async fn supervise(
     let open_files = raise_descriptor_limit();
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
     let ports = Ports::bind(&config)?;
-    let upstreams = start_upstreams(&config)?;
+    let (upstreams, dns_queries) = start_upstreams(&config)?;
     let (mut rooms, doors) = open_doors(&config)?;
     let names = config
         .listeners
@@ -153,6 +154,7 @@ async fn supervise(
         phase: phase.clone(),
         spread,
         dropped_lines,
+        dns_queries,
         workers,
         max_metric_endpoints: config.max_metric_endpoints,
         began: Instant::now(),
@@ -281,14 +283,19 @@ fn connections_that_fit(open_files: Option<u64>, config: &Config) -> usize {
         .min(Semaphore::MAX_PERMITS)
 }
 
-/// Every upstream, and a task for each name in it. Without a name there is no resolver, and nothing to be set up for one.
-fn start_upstreams(config: &Config) -> Result<Vec<Arc<Upstream>>, SupervisorError> {
+/// Every upstream, with a task for each name in it, and the number of questions they asked. Without a name there is no resolver, and nothing
+/// to be set up for one.
+fn start_upstreams(
+    config: &Config,
+) -> Result<(Vec<Arc<Upstream>>, Arc<AtomicU64>), SupervisorError> {
     let own = config.listeners.iter().flat_map(|listener| &listener.bind);
     let own: Arc<[SocketAddr]> = own.copied().collect();
-    let mut resolver = None;
+    let mut resolver: Option<Arc<_>> = None;
     let mut upstreams = Vec::new();
-    for settings in &config.upstreams {
-        let upstream = Arc::new(Upstream::new(settings));
+    for (place, settings) in config.upstreams.iter().enumerate() {
+        let upstream = Arc::new(Upstream::new(place, settings, config.resolver.family));
+        let kept = upstream.clone();
+        spawn_local(async move { kept.keep().await });
         for (index, target) in settings.targets.iter().enumerate() {
             let Host::Name(name) = &target.host else {
                 continue;
@@ -304,15 +311,18 @@ fn start_upstreams(config: &Config) -> Result<Vec<Arc<Upstream>>, SupervisorErro
                 index,
                 name: name.clone(),
                 port: target.port,
-                settings: settings.clone(),
                 own: own.clone(),
                 resolver,
             };
-            spawn_local(named.keep_fresh(config.resolver.family));
+            spawn_local(named.keep_fresh());
         }
         upstreams.push(upstream);
     }
-    Ok(upstreams)
+    let queries = resolver.as_ref().map(|resolver| resolver.queries());
+    if let Some(resolver) = resolver {
+        spawn_local(resolver.follow_files());
+    }
+    Ok((upstreams, queries.unwrap_or_default()))
 }
 
 /// The control thread's own ports, bound before anything starts and served once the workers accept.

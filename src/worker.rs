@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::pin::pin;
@@ -12,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Handle;
@@ -27,7 +28,7 @@ use crate::config::{self, Config};
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
 use crate::reactor::{BATCH, Reactor, Watched};
-use crate::relay::engine::Engine;
+use crate::relay::engine::{Engine, Review};
 use crate::relay::pipes::Budget;
 use crate::session::{Entrance, Way};
 use crate::spread::{Passed, Spread};
@@ -124,9 +125,19 @@ impl Worker {
     ) -> io::Result<()> {
         let (stop, over) = (CancellationToken::new(), CancellationToken::new());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
+        let dialers = self.dialers(&reactor);
+        for (upstream, dialer) in dialers.iter().enumerate() {
+            let kept = dialer.clone();
+            accepting.spawn_local(stop.clone().run_until_cancelled_owned(async move {
+                kept.keep_ahead().await;
+            }));
+            let (reactor, engine) = (reactor.clone(), engine.clone());
+            let reviewing = review(upstream, dialer.clone(), reactor, engine);
+            accepting.spawn_local(stop.clone().run_until_cancelled_owned(reviewing));
+        }
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &reactor, &engine, &over);
+            let entrance = self.entrance(index, &door, &reactor, &engine, &dialers, &over);
             entrances.push(entrance.clone());
             for socket in door.sockets {
                 let listener = Watched::new(&reactor, socket.into())?;
@@ -169,14 +180,25 @@ impl Worker {
         Ok(())
     }
 
-    fn way(&self, listener: &config::Listener, upstream: usize, reactor: &Rc<Reactor>) -> Rc<Way> {
+    /// Its way to each upstream, in the order of the configuration.
+    fn dialers(&self, reactor: &Rc<Reactor>) -> Vec<Rc<Dialer>> {
+        let upstreams = self.upstreams.iter();
+        let dialer = |upstream: &Arc<Upstream>| {
+            // Another in each process, worker and upstream: nothing is to go in step.
+            let seed = RandomState::new().hash_one(self.index);
+            Rc::new(Dialer::new(reactor.clone(), upstream.clone(), seed))
+        };
+        upstreams.map(dialer).collect()
+    }
+
+    fn way(&self, listener: &config::Listener, upstream: usize, dialer: &Rc<Dialer>) -> Rc<Way> {
         let limits = self
             .config
             .session_limits(listener, &self.config.upstreams[upstream]);
         let upstream = &self.upstreams[upstream];
         Rc::new(Way {
             upstream: upstream.name.clone(),
-            dialer: Rc::new(Dialer::new(reactor.clone(), upstream.clone(), self.index)),
+            dialer: dialer.clone(),
             limits: Rc::new(limits),
             accounts: RefCell::default(),
         })
@@ -188,6 +210,7 @@ impl Worker {
         door: &Door,
         reactor: &Rc<Reactor>,
         engine: &Rc<RefCell<Engine>>,
+        dialers: &[Rc<Dialer>],
         over: &CancellationToken,
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
@@ -196,7 +219,7 @@ impl Worker {
             .map(|upstream| {
                 reachable
                     .contains(&upstream)
-                    .then(|| self.way(&settings, upstream, reactor))
+                    .then(|| self.way(&settings, upstream, &dialers[upstream]))
             })
             .collect();
         Rc::new(Entrance {
@@ -217,6 +240,37 @@ impl Worker {
             accept_log: LogLimiter::default(),
             settings,
         })
+    }
+}
+
+/// How often a worker looks at its sessions' addresses where nothing changes, and asks the kernel about some.
+const REVIEW: Duration = Duration::from_secs(15);
+
+/// Sessions that the kernel is asked about at a time, per upstream: a call each.
+const MEASURED: usize = 64;
+
+/// Looks, for ever, at where the sessions on an upstream are: at once when its addresses change.
+async fn review(
+    upstream: usize,
+    dialer: Rc<Dialer>,
+    reactor: Rc<Reactor>,
+    engine: Rc<RefCell<Engine>>,
+) {
+    let mut changes = dialer.upstream().changes();
+    loop {
+        let snapshot = changes.borrow_and_update().clone();
+        {
+            let mut engine = engine.borrow_mut();
+            let chance = || dialer.chance();
+            let review = Review::new(upstream, &dialer.upstream().settings, &snapshot, &chance);
+            engine.begin(Instant::now());
+            engine.review(&review);
+            engine.measure(MEASURED);
+        }
+        // `changed` fails only when the upstream is gone, and the dialer has it.
+        let _ = reactor
+            .timeout_at(Instant::now() + REVIEW, changes.changed())
+            .await;
     }
 }
 

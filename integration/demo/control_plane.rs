@@ -17,18 +17,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        ClientConfig, RootCertStore, ServerConfig,
-        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-    },
-};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     counted::{Counted, Tally},
-    harness::{BOUND, netns::Host, watched::Watched},
+    harness::{BOUND, netns::Host, tls::Identity, watched::Watched},
 };
 
 /// In which header agents say whose they are.
@@ -57,38 +51,6 @@ impl Books {
     }
 }
 
-/// A certificate for the control plane's name, and who trusts it.
-#[derive(Clone)]
-pub(crate) struct Identity {
-    server: TlsAcceptor,
-    pub(crate) client: Arc<ClientConfig>,
-}
-
-impl Identity {
-    /// Makes a key and a certificate that live in memory only.
-    pub(crate) fn new(name: &str) -> Result<Self, String> {
-        let failed = |what: &dyn std::fmt::Display| format!("cannot make a certificate: {what}");
-        let made = rcgen::generate_simple_self_signed([name.to_owned()])
-            .map_err(|error| failed(&error))?;
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let server = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::from(key))
-            .map_err(|error| failed(&error))?;
-        let mut trusted = RootCertStore::empty();
-        trusted
-            .add(made.cert.der().clone())
-            .map_err(|error| failed(&error))?;
-        let client = ClientConfig::builder()
-            .with_root_certificates(trusted)
-            .with_no_client_auth();
-        Ok(Self {
-            server: TlsAcceptor::from(Arc::new(server)),
-            client: Arc::new(client),
-        })
-    }
-}
-
 /// Servers that run until they are dropped.
 pub(crate) struct ControlPlane {
     stop: CancellationToken,
@@ -104,7 +66,7 @@ impl ControlPlane {
     ) -> Result<Self, String> {
         let stop = CancellationToken::new();
         for address in addresses {
-            for (port, tls) in [(80, None), (443, Some(identity.server.clone()))] {
+            for (port, tls) in [(80, None), (443, Some(identity.acceptor()))] {
                 let at: SocketAddr = format!("{address}:{port}")
                     .parse()
                     .map_err(|error| format!("{address}: {error}"))?;

@@ -9,13 +9,14 @@ use std::{
 
 use crate::{
     agents::{Agent, Counts, Running, Signal, log_lines},
-    control_plane::{self, ControlPlane, Identity},
+    control_plane::{self, ControlPlane},
     harness::{
         BOUND,
         dns::{Answer, Dns},
         netns::{Host, Lab},
         nlb::{Config, HealthCheck, Listen, Nlb},
         relay::{Relay, Start},
+        tls::Identity,
         wan::{Shape, Wan},
         watched::Watched,
     },
@@ -204,7 +205,7 @@ impl World {
             relay,
             control_plane_books: Arc::default(),
             counts: Default::default(),
-            identity: Identity::new(CONTROL_PLANE)?,
+            identity: Identity::new(&[CONTROL_PLANE])?,
             lines: Arc::new(lines),
             log_files,
             no_delay,
@@ -337,7 +338,7 @@ impl World {
     fn agents(&self, index: usize) -> Vec<Running> {
         let consumer = &CONSUMERS[index];
         let logs = Signal::Logs {
-            tls: Arc::clone(&self.identity.client),
+            tls: self.identity.client(),
             lines: Arc::clone(&self.lines),
         };
         let agent = |port, signal| Agent {

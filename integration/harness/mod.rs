@@ -10,16 +10,21 @@
 use std::time::Duration;
 
 pub mod agent;
+pub mod alb;
 mod collector;
 pub mod dns;
 pub mod enter;
+pub mod http;
 pub mod netns;
 pub mod nlb;
 pub mod origin;
 pub mod pattern;
 pub mod relay;
 pub mod sockets;
+pub mod steady;
 pub mod stream;
+pub mod tap;
+pub mod tls;
 pub mod wan;
 pub mod watched;
 

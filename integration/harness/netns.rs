@@ -62,6 +62,8 @@ impl Lab {
         let host = self.host(name);
         host.sysctl("net.ipv4.ip_forward", "1");
         host.sysctl("net.ipv6.conf.all.forwarding", "1");
+        // Whoever it cannot help learns that each time, not once a second.
+        host.sysctl("net.ipv4.icmp_ratelimit", "0");
         host
     }
 
@@ -245,6 +247,20 @@ impl Host {
     #[track_caller]
     pub fn route(&self, to: &str, via: &str) {
         self.ip(&format!("route add {to} via {via}"));
+    }
+
+    /// From now on packets to and from a network vanish here without an answer; for a router.
+    #[track_caller]
+    pub fn black_hole(&self, network: &str) {
+        self.ip(&format!("rule add to {network} blackhole"));
+        self.ip(&format!("rule add from {network} blackhole"));
+    }
+
+    /// Ends a [`black_hole`](Self::black_hole).
+    #[track_caller]
+    pub fn pass_again(&self, network: &str) {
+        self.ip(&format!("rule del to {network} blackhole"));
+        self.ip(&format!("rule del from {network} blackhole"));
     }
 
     /// Sets a network sysctl (`net.…`) of this namespace; few others are per namespace.

@@ -62,6 +62,8 @@ pub enum Manner {
     Banner(String),
     /// An HTTP/1 server that takes what is posted and answers 200.
     Collector,
+    /// As [`Collector`](Self::Collector); sends back what was posted, and this name in `Server`.
+    Mirror(String),
 }
 
 /// What an origin has seen.
@@ -296,7 +298,8 @@ impl Server {
                 stream::write(stream, line.as_bytes(), |n| meter.sent(n)).await?;
                 echo(stream, meter).await?;
             }
-            Manner::Collector => collector::serve(stream, meter).await?,
+            Manner::Collector => collector::serve(stream, meter, None).await?,
+            Manner::Mirror(name) => collector::serve(stream, meter, Some(name)).await?,
         }
         Ok(Close::InOrder)
     }

@@ -93,7 +93,8 @@ fn targets(targets: &str) -> Start {
 }
 
 fn refused_address() {
-    let start = targets(&format!("targets = [\"10.30.0.4:443\", \"{ORIGIN}\"]"));
+    let list = format!("targets = [\"10.30.0.4:443\", \"{ORIGIN}\"]\nbalance = \"round_robin\"");
+    let start = targets(&list);
     let world = World::with("refused", Manner::Echo, start);
     // There, and nobody listens.
     world.origin_host.address("eth0", "10.30.0.4/24");
@@ -117,7 +118,7 @@ fn into_black_holes(world: &World) {
 }
 
 fn black_hole() {
-    let keys = "connect_timeout = \"300ms\"\nconnect_deadline = \"19s\"";
+    let keys = "connect_timeout = \"300ms\"\nconnect_deadline = \"19s\"\nbalance = \"round_robin\"";
     let list = format!("targets = [\"10.40.0.9:443\", \"{ORIGIN}\"]\n{keys}");
     let world = World::with("black-hole", Manner::Echo, targets(&list));
     into_black_holes(&world);
@@ -131,7 +132,7 @@ fn black_hole() {
 }
 
 fn black_holes_alone() {
-    let keys = "connect_timeout = \"300ms\"\nconnect_deadline = \"700ms\"";
+    let keys = "connect_timeout = \"300ms\"\nconnect_deadline = \"700ms\"\nnext_try_after = \"1s\"";
     let holes: Vec<String> = (1..=5).map(|n| format!("\"10.40.0.{n}:443\"")).collect();
     let list = format!("targets = [{}]\n{keys}", holes.join(", "));
     let world = World::with("black-holes", Manner::Echo, targets(&list));
@@ -198,12 +199,13 @@ impl Named {
         }
     }
 
-    /// Waits until so many addresses are known, all fresh or all stale.
+    /// Waits until so many addresses are known, from a good answer or an earlier one.
     #[track_caller]
-    fn wait_addresses(&self, state: &str, n: u64) {
-        let labels = [("state", state)];
-        self.relay
-            .wait_metric("tollgate_upstream_addresses", &labels, n);
+    fn wait_addresses(&self, stale: bool, n: u64) {
+        self.relay.wait_until("the answer to be known", || {
+            self.relay.metric("tollgate_dns_stale", &[]) == u64::from(stale)
+                && self.relay.metric("tollgate_upstream_addresses", &[]) == n
+        });
     }
 
     fn accepted(&self) -> [u64; 2] {
@@ -214,7 +216,9 @@ impl Named {
 /// The shipped configuration with the scripted resolver, and one worker, which alone takes turns.
 fn by_name() -> Start {
     let resolver = "workers = 1\n[resolver]\nservers = [\"10.30.0.2:53\"]\n\n[health]\n";
-    Start::with(SHIPPED).replace("[health]\n", resolver)
+    Start::with(SHIPPED)
+        .replace("[health]\n", resolver)
+        .replace("targets = [", "balance = \"round_robin\"\ntargets = [")
 }
 
 fn no_address() {
@@ -233,7 +237,7 @@ fn no_address() {
 fn addresses_in_turn() {
     let answer = Answer::rotating(&["10.30.0.2", SECOND_ADDRESS], 1);
     let named = Named::new("turns", answer);
-    named.wait_addresses("fresh", 2);
+    named.wait_addresses(false, 2);
     for n in 1..=10 {
         exchange(&named.hosts.node);
         exchange(&named.hosts.node);
@@ -244,7 +248,7 @@ fn addresses_in_turn() {
 
 fn not_per_connection() {
     let named = Named::new("not-asked", Answer::addresses(&["10.30.0.2"], 3600));
-    named.wait_addresses("fresh", 1);
+    named.wait_addresses(false, 1);
     for _ in 0..20 {
         exchange(&named.hosts.node);
     }
@@ -257,7 +261,7 @@ fn not_per_connection() {
 fn ttl_and_change() {
     let began = Instant::now();
     let named = Named::new("ttl", Answer::addresses(&["10.30.0.2"], 1));
-    named.wait_addresses("fresh", 1);
+    named.wait_addresses(false, 1);
     exchange(&named.hosts.node);
     // A session that is open across the change stays where it is.
     let mut old = named.hosts.node.run(async {
@@ -286,15 +290,15 @@ fn ttl_and_change() {
 fn last_good_answer(worsen: fn(&Dns)) {
     let good = || Answer::addresses(&["10.30.0.2"], 1);
     let named = Named::new("last-good", good());
-    named.wait_addresses("fresh", 1);
+    named.wait_addresses(false, 1);
     worsen(&named.dns);
-    named.wait_addresses("stale", 1);
+    named.wait_addresses(true, 1);
     for _ in 0..5 {
         exchange(&named.hosts.node);
     }
     assert_eq!(named.accepted(), [5, 0]);
     named.dns.set(NAME, good());
-    named.wait_addresses("fresh", 1);
+    named.wait_addresses(false, 1);
     exchange(&named.hosts.node);
     world::assert_at_rest(&named.relay, named.baseline);
 }
@@ -309,7 +313,7 @@ fn resolver_comes_later() {
     refused(&hosts.node);
     let dns = Dns::start(&hosts.origin, "10.30.0.2:53");
     dns.set(NAME, Answer::addresses(&["10.30.0.2"], 60));
-    relay.wait_metric("tollgate_upstream_addresses", &[("state", "fresh")], 1);
+    relay.wait_metric("tollgate_upstream_addresses", &[], 1);
     exchange(&hosts.node);
     assert_eq!(origin.wait_over(1).received, 1000);
     world::assert_at_rest(&relay, baseline);

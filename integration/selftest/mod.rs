@@ -11,6 +11,7 @@ mod nlb;
 mod origins;
 mod pattern;
 mod relay;
+mod steady;
 mod wan;
 
 /// All of them.
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         origins::tests(),
         pattern::tests(),
         relay::tests(),
+        steady::tests(),
         wan::tests(),
     ]
     .into_iter()

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::reason::{AcceptError, Fallback, Refusal, RelayPath};
+use super::reason::{AcceptError, Fallback, PeekOutcome, Refusal, RelayPath};
 use crate::proxy_protocol::header::HeaderError;
 
 /// A number that one worker writes and anyone reads. Relaxed: each number is true by itself, no two belong together.
@@ -35,6 +35,8 @@ pub struct ListenerShard {
     pub header_errors: [Cell; HeaderError::ALL.len()],
     /// Connections refused.
     pub refused: [Cell; Refusal::ALL.len()],
+    /// Connections whose first bytes were looked at.
+    pub peeks: [Cell; PeekOutcome::ALL.len()],
     /// Errors of accept(2).
     pub accept_errors: [Cell; AcceptError::ALL.len()],
     /// LOCAL headers.

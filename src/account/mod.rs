@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use counter::{Cell, ListenerShard, WorkerShard};
 pub use meter::Meter;
-pub use reason::{AcceptError, CloseReason, Direction, Fallback, Refusal, RelayPath};
+pub use reason::{AcceptError, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath};
 
 use crate::proxy_protocol::header::DIRECT;
 
@@ -224,6 +224,8 @@ pub struct ListenerTotals {
     pub header_errors: [u64; crate::proxy_protocol::header::HeaderError::ALL.len()],
     /// Connections refused after the header or for want of room, by [`Refusal`].
     pub refused: [u64; Refusal::ALL.len()],
+    /// Connections whose first bytes were looked at, by [`PeekOutcome`].
+    pub peeks: [u64; PeekOutcome::ALL.len()],
     /// Errors of accept(2), by [`AcceptError`].
     pub accept_errors: [u64; AcceptError::ALL.len()],
     /// LOCAL headers.
@@ -239,6 +241,7 @@ impl ListenerTotals {
             name,
             header_errors: std::array::from_fn(|i| sum(&|shard| shard.header_errors[i].get())),
             refused: std::array::from_fn(|i| sum(&|shard| shard.refused[i].get())),
+            peeks: std::array::from_fn(|i| sum(&|shard| shard.peeks[i].get())),
             accept_errors: std::array::from_fn(|i| sum(&|shard| shard.accept_errors[i].get())),
             health_checks: sum(&|shard| shard.health_checks.get()),
             empty: sum(&|shard| shard.empty.get()),

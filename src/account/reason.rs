@@ -112,3 +112,49 @@ counted_by! {
         Splice = "splice",
     }
 }
+
+counted_by! {
+    /// What the first bytes of a client told, where a route asks for a name.
+    PeekOutcome {
+        /// A ClientHello with a server name.
+        Sni = "sni",
+        /// A ClientHello with an encrypted one inside (ECH, or what a client sends that the extension may not be told from its absence): it
+        /// is routed by the name on its outside.
+        Ech = "ech",
+        /// A ClientHello without a server name, or with an address for one.
+        NoSni = "no_sni",
+        /// The head of an HTTP/1 request that names its host.
+        Host = "host",
+        /// One that does not.
+        NoHost = "no_host",
+        /// Neither TLS nor HTTP/1.
+        Neither = "neither",
+        /// One that has two Host fields: nobody knows which of them the server takes.
+        TwoHosts = "two_hosts",
+        /// It begins like TLS or HTTP/1 and goes on otherwise, or its name is none.
+        Malformed = "malformed",
+        /// Nothing was decided within `peek_size`.
+        TooLong = "too_long",
+        /// Nothing was decided within `peek_timeout`.
+        Timeout = "timeout",
+        /// It ended before anything was decided.
+        ClosedEarly = "closed_early",
+    }
+}
+
+impl PeekOutcome {
+    /// Whether the connection is turned away: what is not understood must not choose a route, not even the last one.
+    #[must_use]
+    pub const fn refuses(self) -> bool {
+        match self {
+            Self::Sni | Self::Ech | Self::NoSni | Self::Host | Self::NoHost | Self::Neither => {
+                false
+            }
+            Self::TwoHosts
+            | Self::Malformed
+            | Self::TooLong
+            | Self::Timeout
+            | Self::ClosedEarly => true,
+        }
+    }
+}

@@ -4,14 +4,17 @@
 //! Their number is bounded by `metrics.max_endpoints`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
 
-use prometheus::core::Collector;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
 use super::View;
+use super::family::{Family, counter, gauge};
+use super::upstreams;
 use crate::account::{
-    AcceptError, AccountTotals, CloseReason, Direction, Fallback, Refusal, RelayPath, Snapshot,
+    AcceptError, AccountTotals, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath,
+    Snapshot,
 };
 use crate::proxy_protocol::header::HeaderError;
 
@@ -23,10 +26,11 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     let snapshot = view.books.snapshot();
     let mut families = of_accounts(&snapshot, view.max_metric_endpoints);
     families.extend(of_listeners(&snapshot, view));
-    families.extend(of_upstreams(view));
+    families.extend(upstreams::families(&view.upstreams));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
     families.push(dropped_lines(view));
+    families.push(dns_queries(view));
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
@@ -128,6 +132,10 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
         "tollgate_refused_total",
         "Connections turned away, by reason.",
     );
+    let mut peeks = counter(
+        "tollgate_peeks_total",
+        "Connections whose first bytes were looked at for a name to route by, by what they told.",
+    );
     let mut accept_errors = counter(
         "tollgate_accept_errors_total",
         "Errors of accept(2): of the connection, for want of resources, other.",
@@ -159,6 +167,10 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
                 listener.refused[reason as usize],
             );
         }
+        for outcome in PeekOutcome::ALL {
+            let n = listener.peeks[outcome as usize];
+            peeks.add(&with("outcome", outcome.name()), n);
+        }
         for error in AcceptError::ALL {
             accept_errors.add(
                 &with("error", error.name()),
@@ -172,6 +184,7 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
     [
         header_errors,
         refused,
+        peeks,
         accept_errors,
         health_checks,
         empty,
@@ -179,42 +192,6 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
     ]
     .map(Family::into_proto)
     .into()
-}
-
-fn of_upstreams(view: &View) -> Vec<MetricFamily> {
-    let mut addresses = gauge(
-        "tollgate_upstream_addresses",
-        "Addresses of a target: from a good answer, or stale because the name does not resolve now.",
-    );
-    let mut connect: Option<MetricFamily> = None;
-    for upstream in &view.upstreams {
-        for target in upstream.targets() {
-            let known = target.addresses.len() as u64;
-            let (fresh, stale) = if target.failure.is_none() {
-                (known, 0)
-            } else {
-                (0, known)
-            };
-            for (state, n) in [("fresh", fresh), ("stale", stale)] {
-                let labels = [
-                    ("upstream", &*upstream.name),
-                    ("target", &*target.target),
-                    ("state", state),
-                ];
-                addresses.add(&labels, n);
-            }
-        }
-        for mut family in upstream.connect_seconds.collect() {
-            match &mut connect {
-                Some(connect) => connect.mut_metric().extend(family.take_metric()),
-                None => connect = Some(family),
-            }
-        }
-    }
-    [addresses.into_proto()]
-        .into_iter()
-        .chain(connect)
-        .collect()
 }
 
 fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
@@ -255,6 +232,15 @@ fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
         .into()
 }
 
+fn dns_queries(view: &View) -> MetricFamily {
+    let mut queries = counter(
+        "tollgate_dns_queries_total",
+        "Questions sent to name servers, each try counted.",
+    );
+    queries.add(&[], view.dns_queries.load(Ordering::Relaxed));
+    queries.into_proto()
+}
+
 fn build_info() -> MetricFamily {
     let mut info = gauge("tollgate_build_info", "The version that runs; always 1.");
     info.add(&[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -268,64 +254,4 @@ fn dropped_lines(view: &View) -> MetricFamily {
     );
     dropped.add(&[], view.dropped_lines.count());
     dropped.into_proto()
-}
-
-/// A metric family in the making.
-struct Family {
-    proto: MetricFamily,
-    kind: MetricType,
-}
-
-fn counter(name: &str, help: &str) -> Family {
-    Family::new(name, help, MetricType::COUNTER)
-}
-
-fn gauge(name: &str, help: &str) -> Family {
-    Family::new(name, help, MetricType::GAUGE)
-}
-
-impl Family {
-    fn new(name: &str, help: &str, kind: MetricType) -> Self {
-        let mut proto = MetricFamily::default();
-        proto.set_name(name.to_owned());
-        proto.set_help(help.to_owned());
-        proto.set_field_type(kind);
-        Self { proto, kind }
-    }
-
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "Prometheus' numbers are floats: whole up to 2^53, 9 PB"
-    )]
-    fn add(&mut self, labels: &[(&str, &str)], value: u64) {
-        let mut metric = Metric::default();
-        metric.set_label(
-            labels
-                .iter()
-                .map(|(name, value)| {
-                    let mut label = LabelPair::default();
-                    label.set_name((*name).to_owned());
-                    label.set_value((*value).to_owned());
-                    label
-                })
-                .collect(),
-        );
-        match self.kind {
-            MetricType::COUNTER => {
-                let mut counter = Counter::default();
-                counter.set_value(value as f64);
-                metric.set_counter(counter);
-            }
-            _ => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value as f64);
-                metric.set_gauge(gauge);
-            }
-        }
-        self.proto.mut_metric().push(metric);
-    }
-
-    fn into_proto(self) -> MetricFamily {
-        self.proto
-    }
 }

@@ -3,13 +3,16 @@
 //! Reads snapshots and never touches a session. Everything here runs on the control thread, except the answer to a health
 //! check that came to the traffic port ([`health::answer`]).
 
+mod family;
 pub mod health;
 mod http;
 mod metrics;
 mod status;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
@@ -47,6 +50,8 @@ pub struct View {
     pub spread: Arc<Spread>,
     /// Lines of the log that nobody took.
     pub dropped_lines: DroppedLines,
+    /// Questions sent to name servers.
+    pub dns_queries: Arc<AtomicU64>,
     /// Data workers.
     pub workers: usize,
     /// Endpoints shown one by one in `/metrics`.

@@ -3,9 +3,8 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Room, View};
+use super::{Room, View, upstreams};
 use crate::account::{AccountTotals, CloseReason, Direction};
-use crate::upstream::{TargetState, Upstream};
 
 pub(super) fn status(view: &View) -> Value {
     let snapshot = view.books.snapshot();
@@ -23,26 +22,9 @@ pub(super) fn status(view: &View) -> Value {
             "pending": room.taken_pending(),
             "max_pending": room.max_pending,
         })).collect::<Vec<_>>(),
-        "upstreams": view.upstreams.iter().map(|upstream| upstream_status(upstream, now)).collect::<Vec<_>>(),
+        "upstreams": view.upstreams.iter().map(|upstream| upstreams::status(upstream, now)).collect::<Vec<_>>(),
         "accounts": snapshot.accounts.iter().map(account).collect::<Vec<_>>(),
         "overflowed": snapshot.overflowed,
-    })
-}
-
-fn upstream_status(upstream: &Upstream, now: Instant) -> Value {
-    json!({
-        "name": &*upstream.name,
-        "targets": upstream.targets().iter().map(|target| target_status(target, now)).collect::<Vec<_>>(),
-    })
-}
-
-fn target_status(target: &TargetState, now: Instant) -> Value {
-    json!({
-        "target": target.target,
-        "addresses": target.addresses,
-        "answered_seconds_ago": target.answered.map(|at| now.saturating_duration_since(at).as_secs()),
-        "next_look_up_in_seconds": target.next.map(|at| at.saturating_duration_since(now).as_secs()),
-        "failure": target.failure,
     })
 }
 

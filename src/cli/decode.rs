@@ -8,7 +8,7 @@ use super::{Error, ExitCode};
 use crate::config::CrcPolicy;
 use crate::proxy_protocol::decode::{Rules, decode as decode_header};
 use crate::proxy_protocol::header::{
-    Checksum, Command, Header, HeaderError, LONGEST, SIGNATURE, Tlvs, tlv,
+    Checksum, Command, Header, HeaderError, LONGEST, Passed, SIGNATURE, Tlvs, tlv,
 };
 
 /// Explain a PROXY protocol v2 header, as a listener would take it.
@@ -161,6 +161,7 @@ fn kind_name(kind: u8, value: &[u8]) -> &'static str {
         (0x30, _) => "NETNS",
         (tlv::AWS, Some(&tlv::AWS_VPC_ENDPOINT)) => "AWS VPC endpoint id",
         (tlv::AWS, _) => "AWS, other subtype",
+        _ if Passed::from_tlv(kind, value).is_some() => "tollgate: hops and relay id",
         (0xE0..=0xEF, _) => "custom",
         (0xF0..=0xF7, _) => "experimental",
         _ => "unknown",

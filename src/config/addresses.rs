@@ -48,6 +48,44 @@ pub(super) fn name_server(raw: &Raw) -> Parsed<SocketAddr> {
     })
 }
 
+/// A domain that names are looked for in.
+pub(super) fn search_domain(raw: &Raw) -> Parsed<Arc<str>> {
+    const HELP: &str = "write a domain, for instance \"example.internal\"";
+    let text = raw.text(HELP)?;
+    match host_name_fault(text) {
+        None => Ok(text.trim_end_matches('.').to_ascii_lowercase().into()),
+        Some(fault) => wrong(format!("{text:?} is not a domain: {fault}"), HELP),
+    }
+}
+
+/// An address that connections can come from.
+pub(super) fn source(raw: &Raw) -> Parsed<IpAddr> {
+    const HELP: &str = "write an address of this machine without a port, for instance \"10.0.0.5\"";
+    let text = raw.text(HELP)?;
+    match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) if address.is_unspecified() || address.is_multicast() => {
+            wrong(format!("nothing can come from {address}"), HELP)
+        }
+        Ok(address) => Ok(address),
+        Err(_) => wrong(format!("{text:?} is not an address"), HELP),
+    }
+}
+
+/// What a relay is called.
+pub(super) fn relay_id(raw: &Raw) -> Parsed<Arc<str>> {
+    const HELP: &str = "write 1 to 64 letters, digits, \".\" or \"-\"";
+    let text = raw.text(HELP)?;
+    let fits = (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte));
+    if fits {
+        Ok(text.into())
+    } else {
+        wrong(format!("{text:?} cannot be a relay's id"), HELP)
+    }
+}
+
 /// A network, or one address.
 pub(super) fn network(raw: &Raw) -> Parsed<IpNet> {
     const HELP: &str =
@@ -158,7 +196,7 @@ pub(super) fn target(raw: &Raw) -> Parsed<Target> {
 }
 
 /// What keeps `host` from being a host name (RFC 1123 section 2.1, and `_` as it is used within VPCs).
-fn host_name_fault(host: &str) -> Option<&'static str> {
+pub(super) fn host_name_fault(host: &str) -> Option<&'static str> {
     let name = host.strip_suffix('.').unwrap_or(host);
     let label_fault = |label: &str| {
         if label.is_empty() {

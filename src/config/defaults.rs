@@ -95,3 +95,7 @@ pub const AHEAD_MIN: usize = 1;
 pub const AHEAD_MAX: usize = 32;
 /// `ahead.max_age`.
 pub const AHEAD_MAX_AGE: Duration = Duration::from_secs(10);
+/// `health.path`.
+pub const HEALTH_PATH: &str = "/";
+/// `health.status`: as an NLB judges its own targets.
+pub const HEALTH_STATUS: (u16, u16) = (200, 399);

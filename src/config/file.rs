@@ -19,6 +19,8 @@ pub(super) enum Raw {
     Text(String),
     Integer(i64),
     List(Vec<Spanned<Raw>>),
+    /// A table, key by key as written.
+    Table(Vec<(Spanned<String>, Spanned<Raw>)>),
     /// What no key takes, named for the message.
     Other(&'static str),
 }
@@ -28,6 +30,7 @@ pub(super) enum Raw {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     pub(super) workers: Key,
+    pub(super) relay_id: Key,
     pub(super) admin: AdminTable,
     pub(super) health: HealthTable,
     pub(super) drain: DrainTable,
@@ -90,15 +93,40 @@ pub(super) struct SessionTable {
     pub(super) user_timeout: Key,
 }
 
-/// Its keys once more: they are looked for beside `session`, where people write them.
-const SESSION_KEYS: [&str; 7] = [
-    "idle_timeout",
-    "half_close_timeout",
-    "max_age",
-    "keepalive_idle",
-    "keepalive_interval",
-    "keepalive_probes",
-    "user_timeout",
+/// Keys that belong into a table of a listener or an upstream: they are looked for beside it, where people write them.
+const INNER_KEYS: [(&str, &[&str]); 6] = [
+    (
+        "session",
+        &[
+            "idle_timeout",
+            "half_close_timeout",
+            "max_age",
+            "keepalive_idle",
+            "keepalive_interval",
+            "keepalive_probes",
+            "user_timeout",
+        ],
+    ),
+    (
+        "socket",
+        &[
+            "preset",
+            "congestion",
+            "send_buffer",
+            "receive_buffer",
+            "notsent_lowat",
+            "source",
+        ],
+    ),
+    (
+        "health",
+        &[
+            "check", "interval", "rise", "fall", "path", "status", "send", "expect",
+        ],
+    ),
+    ("failover", &["below", "back_above", "back_after"]),
+    ("eject", &["pause", "longest", "panic_below"]),
+    ("targets", &["target", "priority", "weight"]),
 ];
 
 /// `[relay]`.
@@ -116,7 +144,9 @@ pub(super) struct RelayTable {
 #[serde(deny_unknown_fields, default, expecting = "a table: [resolver]")]
 pub(super) struct ResolverTable {
     pub(super) servers: Key,
+    pub(super) search: Key,
     pub(super) family: Key,
+    pub(super) queries_per_second: Key,
 }
 
 /// `[accounts]`.
@@ -140,6 +170,9 @@ pub(super) struct ListenerTable {
     pub(super) name: Key,
     pub(super) bind: Key,
     pub(super) upstream: Key,
+    pub(super) routes: Key,
+    pub(super) peek_size: Key,
+    pub(super) peek_timeout: Key,
     pub(super) proxy_protocol: Key,
     pub(super) trusted_peers: Key,
     pub(super) crc: Key,
@@ -149,6 +182,7 @@ pub(super) struct ListenerTable {
     pub(super) max_pending: Key,
     pub(super) max_sessions: Key,
     pub(super) session: SessionTable,
+    pub(super) socket: Key,
 }
 
 /// `[[upstream]]`.
@@ -163,7 +197,20 @@ pub(super) struct UpstreamTable {
     pub(super) max_ttl: Key,
     pub(super) stale_for: Key,
     pub(super) allow_addresses: Key,
+    pub(super) balance: Key,
+    pub(super) next_try_after: Key,
+    pub(super) retry_budget: Key,
+    pub(super) on_vanish: Key,
+    pub(super) vanish_deadline: Key,
+    pub(super) vanish_spread: Key,
+    pub(super) failover: Key,
+    pub(super) eject: Key,
+    pub(super) slow_start: Key,
+    pub(super) health: Key,
+    pub(super) ahead: Key,
+    pub(super) proxy_protocol: Key,
     pub(super) session: SessionTable,
+    pub(super) socket: Key,
 }
 
 impl File {
@@ -199,6 +246,14 @@ fn mistake(error: &toml::de::Error) -> Mistake {
             "a single value where a table belongs".to_owned(),
             format!("write {expected}"),
         )
+    } else if said.contains("expected a spanned value") {
+        // To serde a date is a map, whose one key has no place.
+        let help = "durations, addresses and words stand in quotes: \"5m\"";
+        (
+            String::new(),
+            "a date or a time of day, which no key takes".to_owned(),
+            help.to_owned(),
+        )
     } else {
         let help = if said.contains("duplicate key") {
             "keep one of the two"
@@ -222,13 +277,20 @@ fn mistake(error: &toml::de::Error) -> Mistake {
     }
 }
 
-fn unknown_key_help(key: &str, known: &[&str]) -> String {
-    if known.contains(&"session") && SESSION_KEYS.contains(&key) {
-        // At the top of the file `session` is a table of its own, with a header.
-        return if known.contains(&"listener") {
-            format!("it belongs under [session]: {key} = …")
-        } else {
-            format!("here it belongs into session: session = {{ {key} = … }}")
+/// What to do about a key that is not `known` where it was written.
+pub(super) fn unknown_key_help(key: &str, known: &[&str]) -> String {
+    let inner = INNER_KEYS
+        .iter()
+        .find(|(table, keys)| known.contains(table) && keys.contains(&key));
+    if let Some((table, _)) = inner {
+        // At the top of the file `session` is a table of its own, with a header; other tables of these names have other keys there.
+        return match (*table, known.contains(&"listener")) {
+            ("session", true) => format!("it belongs under [session]: {key} = …"),
+            (table, true) => format!("it belongs to an upstream: {table} = {{ {key} = … }}"),
+            ("targets", _) => format!(
+                "it belongs to one target: targets = [{{ target = \"HOST:PORT\", {key} = … }}]"
+            ),
+            _ => format!("here it belongs into {table}: {table} = {{ {key} = … }}"),
         };
     }
     let list = known.join(", ");
@@ -282,12 +344,11 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
-        // Dates arrive here too: to serde, TOML's are maps.
-        while map
-            .next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?
-            .is_some()
-        {}
-        Ok(Raw::Other("a table or a date"))
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Raw::Table(entries))
     }
 }
 
@@ -358,7 +419,7 @@ mod tests {
 
     #[test]
     fn session_keys_name_the_fields_of_the_table() {
-        for key in SESSION_KEYS {
+        for key in INNER_KEYS[0].1 {
             File::parse(&format!("[session]\n{key} = 1\n")).expect("every listed key exists");
         }
     }

@@ -10,7 +10,11 @@ pub mod defaults;
 mod error;
 mod file;
 mod flags;
+mod identity;
+mod listener;
+mod patterns;
 mod session;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -26,9 +30,12 @@ use ipnet::IpNet;
 
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
+pub use listener::{CrcPolicy, Listener, ProxyProtocol, Route};
 pub use session::{Bound, Keepalive, SessionKeys, SessionLimits};
+pub use socket::SocketOptions;
 pub use upstream::{
-    Ahead, Balance, Check, Eject, Failover, HealthCheck, OnVanish, Route, SendProxy, SocketOptions,
+    Ahead, Balance, Check, Eject, Failover, HealthCheck, Host, OnVanish, SendProxy, Target,
+    Upstream,
 };
 pub use values::{duration_text, size_text};
 
@@ -229,148 +236,4 @@ impl Peers {
             Self::Within(networks) => networks.iter().any(|network| network.contains(&address)),
         }
     }
-}
-
-/// `[[listener]]`.
-#[derive(Debug, Clone)]
-pub struct Listener {
-    /// Its name in logs, metrics and books.
-    pub name: Arc<str>,
-    /// Addresses to listen on. Never empty.
-    pub bind: Vec<SocketAddr>,
-    /// Where a connection goes that no route takes: index into [`Config::upstreams`]. `None`: it is refused. Never `None` without routes.
-    pub upstream: Option<usize>,
-    /// The first that takes a connection says where it goes.
-    pub routes: Vec<Route>,
-    /// Most bytes of the client read to find a name in, where a route asks for one.
-    pub peek_size: usize,
-    /// Longest wait for them, from the end of the header on.
-    pub peek_timeout: Duration,
-    /// Whether each connection begins with a header.
-    pub proxy_protocol: ProxyProtocol,
-    /// Whose connections are taken. With [`ProxyProtocol::V2`] never [`Peers::Anyone`].
-    pub trusted_peers: Peers,
-    /// What is done about the header's checksum.
-    pub crc: CrcPolicy,
-    /// Longest header taken, in bytes, its 16 fixed ones included. 16 to 65551.
-    pub max_header: usize,
-    /// From accept to the first byte.
-    pub first_byte_timeout: Duration,
-    /// From the first byte to the end of the header.
-    pub header_timeout: Duration,
-    /// Most connections without a whole header.
-    pub max_pending: usize,
-    /// Most sessions open at once.
-    pub max_sessions: usize,
-    /// `session = { … }` of this listener: what differs from `[session]`.
-    pub session: SessionKeys,
-    /// `socket = { … }` of this listener: options of the client's leg.
-    pub socket: SocketOptions,
-}
-
-impl Listener {
-    /// Indices into [`Config::upstreams`] of every upstream that its connections may go to.
-    #[must_use]
-    pub fn reachable(&self) -> Vec<usize> {
-        let routes = self.routes.iter().map(|route| route.upstream);
-        routes.chain(self.upstream).collect()
-    }
-}
-
-/// Whether a listener's connections begin with a PROXY protocol header. Never guessed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyProtocol {
-    /// A version 2 header is required.
-    V2,
-    /// The first byte is payload.
-    Off,
-}
-
-/// What is done about the CRC32C TLV of a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CrcPolicy {
-    /// A wrong checksum refuses the connection; a header without one is taken.
-    Verify,
-    /// Never looked at.
-    Ignore,
-}
-
-/// `[[upstream]]`.
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    /// Its name in logs, metrics and books.
-    pub name: Arc<str>,
-    /// Where it is. Never empty.
-    pub targets: Vec<Target>,
-    /// Longest wait for one address to answer.
-    pub connect_timeout: Duration,
-    /// Longest wait over all addresses tried for one session.
-    pub connect_deadline: Duration,
-    /// Answers are never asked for again sooner than this.
-    pub min_ttl: Duration,
-    /// Answers are asked for again at the latest after this.
-    pub max_ttl: Duration,
-    /// How long the last good answer serves while no new one comes; `None` is for ever.
-    pub stale_for: Option<Duration>,
-    /// Special-purpose networks in which DNS answers are taken all the same.
-    pub allow_addresses: Vec<IpNet>,
-    /// `session = { … }` of this upstream: what differs from the listener and `[session]`.
-    pub session: SessionKeys,
-    /// How an address is chosen.
-    pub balance: Balance,
-    /// How long a try stays alone before the next address is tried beside it.
-    pub next_try_after: Duration,
-    /// Tries beyond the first of a session: so many for each hundred sessions.
-    pub retry_budget: u32,
-    /// What becomes of live sessions whose address leaves the answers.
-    pub on_vanish: OnVanish,
-    /// With [`OnVanish::Drain`]: how long they may go on.
-    pub vanish_deadline: Duration,
-    /// Over how much time they are closed.
-    pub vanish_spread: Duration,
-    /// `failover = { … }`: when another priority takes over.
-    pub failover: Failover,
-    /// `eject = { … }`: when an address that fails is left alone for a while.
-    pub eject: Eject,
-    /// From how little of its share an address that returns is brought back, and how fast; `None`: at once.
-    pub slow_start: Option<Duration>,
-    /// `health = { … }`: whether addresses are asked how they are.
-    pub health: Option<HealthCheck>,
-    /// `ahead = { … }`: connections opened before a client needs one.
-    pub ahead: Option<Ahead>,
-    /// The header that each connection to it begins with.
-    pub proxy_protocol: SendProxy,
-    /// `socket = { … }` of this upstream: options of its leg.
-    pub socket: SocketOptions,
-}
-
-/// One `host:port` of an upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// As written in the file, without the port.
-    pub host: Host,
-    /// TCP port.
-    pub port: u16,
-    /// The group it belongs to: the lowest with enough usable addresses is the one that serves.
-    pub priority: u32,
-    /// Its addresses' share beside others of the group. 1 to 1000.
-    pub weight: u32,
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.host {
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
-            Host::Literal(ip) => write!(f, "{}", SocketAddr::new(*ip, self.port)),
-        }
-    }
-}
-
-/// A name to resolve or a literal address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
-    /// Resolved by DNS or `/etc/hosts`.
-    Name(Arc<str>),
-    /// Taken as it is.
-    Literal(std::net::IpAddr),
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::*;
 
+mod routes;
+mod upstreams;
+
 const SMALL: &str = r#"
 [[listener]]
 name = "ingest"
@@ -84,7 +87,10 @@ fn everything_has_its_default() {
             stalled_receive_buffer: None
         }
     );
+    assert!(!config.relay_id.is_empty());
     assert_eq!(config.resolver.family, Family::Any);
+    assert_eq!(config.resolver.queries_per_second.get(), 200);
+    assert!(config.resolver.search.is_empty());
     assert!(config.resolver.servers.is_empty());
     assert_eq!(
         (config.max_accounts, config.max_metric_endpoints),
@@ -118,6 +124,7 @@ fn everything_has_its_default() {
 fn every_key_is_read() {
     let text = r#"
 workers = 3
+relay_id = "eu-1.relay"
 [admin]
 bind = "off"
 [health]
@@ -145,7 +152,9 @@ pin = "cores"
 stalled_receive_buffer = "1MiB"
 [resolver]
 servers = ["10.20.0.2"]
-family = "ipv4"
+search = ["Example.internal."]
+family = "ipv4_first"
+queries_per_second = 1000
 [accounts]
 max = 10
 [metrics]
@@ -175,6 +184,10 @@ session = { idle_timeout = "2m" }
 "#;
     let config = valid(text);
     assert_eq!(config.workers.get(), 3);
+    assert_eq!(&*config.relay_id, "eu-1.relay");
+    assert_eq!(config.resolver.search, ["example.internal".into()]);
+    assert_eq!(config.resolver.family, Family::Ipv4First);
+    assert_eq!(config.resolver.queries_per_second.get(), 1000);
     assert_eq!(config.admin, None);
     assert!(
         matches!(config.health, Some(HealthPort { trusted_peers: Peers::Within(ref nets), .. }) if nets.len() == 2)
@@ -246,14 +259,46 @@ error: session.idle_timeout: the number 300 has no unit
 
 #[test]
 fn later_stages_keys_are_unknown() {
-    for text in [
-        "state_dir = \"/var/lib/x\"",
-        "[ledger]",
-        "[audit]",
-        "relay_id = \"a\"",
-    ] {
+    for text in ["state_dir = \"/var/lib/x\"", "[ledger]", "[audit]"] {
         let (_, said) = refused(&with_on_top(text));
         assert!(said.contains("no such key"), "{said}");
+    }
+}
+
+#[test]
+fn a_relay_id_is_plain_and_short() {
+    for id in ["", "two words", "under_score", &"x".repeat(65)] {
+        let (keys, said) = refused(&with_on_top(&format!("relay_id = {id:?}")));
+        assert_eq!(keys, ["relay_id"], "{said}");
+        assert!(said.contains("1 to 64"), "{said}");
+    }
+    assert_eq!(
+        &*valid(&with_on_top(&format!("relay_id = \"{}\"", "x".repeat(64)))).relay_id,
+        "x".repeat(64)
+    );
+}
+
+#[test]
+fn search_domains_are_looked_at_only_beside_servers() {
+    let (keys, said) = refused(&with_on_top("[resolver]\nsearch = [\"example.internal\"]"));
+    assert_eq!(keys, ["resolver.search"]);
+    assert!(said.contains("/etc/resolv.conf"), "{said}");
+    let (keys, said) = refused(&with_on_top(
+        "[resolver]\nservers = [\"10.0.0.2\"]\nsearch = [\"a..b\", \"ok.example\", \"10.0.0.1\"]",
+    ));
+    assert_eq!(keys, ["resolver.search", "resolver.search"], "{said}");
+    let many = vec!["\"10.0.0.2\""; 17].join(", ");
+    let (keys, said) = refused(&with_on_top(&format!("[resolver]\nservers = [{many}]")));
+    assert_eq!(keys, ["resolver.servers"]);
+    assert!(said.contains("at most 16"), "{said}");
+}
+
+#[test]
+fn a_date_is_nothing_that_a_key_takes() {
+    for text in ["[session]\nidle_timeout = 2026-11-21", "workers = 10:00:00"] {
+        let (keys, said) = refused(&with_on_top(text));
+        assert_eq!(keys, [""], "{said}");
+        assert!(said.contains("a date or a time of day"), "{said}");
     }
 }
 
@@ -348,6 +393,8 @@ fn bounds_hold_on_both_sides() {
     for text in [
         "workers = 0",
         "workers = 1025",
+        "[resolver]\nqueries_per_second = 0",
+        "[resolver]\nqueries_per_second = 1001",
         "[accounts]\nmax = 0",
         "[metrics]\nmax_endpoints = 0",
     ] {
@@ -446,6 +493,38 @@ const UNIT: &str = include_str!("../../systemd/tollgate.service");
 #[test]
 fn shipped_config_is_valid() {
     valid(SHIPPED);
+}
+
+#[test]
+fn its_examples_are_valid_all_at_once() {
+    let example = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line != "#";
+    let lines = SHIPPED.lines().map(|line| match example(line) {
+        true => &line[1..],
+        false => line,
+    });
+    let config = valid(&lines.collect::<Vec<_>>().join("\n"));
+    assert_eq!(config.listeners[0].routes.len(), 2);
+    assert_eq!(config.upstreams.len(), 2);
+    assert!(config.upstreams[0].health.is_some() && config.upstreams[0].ahead.is_some());
+}
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_examples_of_the_readme_are_valid() {
+    let mut blocks = README.split("```toml\n").skip(1).map(|rest| {
+        let lines = rest.split("```").next().expect("split gives one at least");
+        // Within a list of steps it is indented.
+        lines.lines().map(str::trim).collect::<Vec<_>>().join("\n")
+    });
+    let quick_start = valid(&blocks.next().expect("a quick start"));
+    assert_eq!(&*quick_start.upstreams[0].name, "control-plane");
+    let mut routes = blocks.next().expect("routes");
+    for name in ["blue", "control-plane", "logs", "metrics"] {
+        routes += &format!("\n[[upstream]]\nname = {name:?}\ntargets = [\"{name}.example:443\"]\n");
+    }
+    assert_eq!(valid(&routes).listeners[0].routes.len(), 4);
+    assert_eq!(blocks.next(), None, "each example is tried");
 }
 
 #[test]

@@ -1,25 +1,91 @@
-//! The parts of an upstream's and a listener's settings that have a shape of their own.
+//! `[[upstream]]`: where connections are forwarded to, and how an address is found, chosen and judged.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// One entry of a listener's `routes`: every condition that is there must hold.
+use super::{SessionKeys, SocketOptions};
+
+/// `[[upstream]]`.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Its name in logs, metrics and books.
+    pub name: Arc<str>,
+    /// Where it is. Never empty.
+    pub targets: Vec<Target>,
+    /// Longest wait for one address to answer.
+    pub connect_timeout: Duration,
+    /// Longest wait over all addresses tried for one session.
+    pub connect_deadline: Duration,
+    /// Answers are never asked for again sooner than this.
+    pub min_ttl: Duration,
+    /// Answers are asked for again at the latest after this.
+    pub max_ttl: Duration,
+    /// How long the last good answer serves while no new one comes; `None` is for ever.
+    pub stale_for: Option<Duration>,
+    /// Special-purpose networks in which DNS answers are taken all the same.
+    pub allow_addresses: Vec<IpNet>,
+    /// `session = { … }` of this upstream: what differs from the listener and `[session]`.
+    pub session: SessionKeys,
+    /// How an address is chosen.
+    pub balance: Balance,
+    /// How long a try stays alone before the next address is tried beside it.
+    pub next_try_after: Duration,
+    /// Tries beyond the first of a session: so many for each hundred sessions.
+    pub retry_budget: u32,
+    /// What becomes of live sessions whose address leaves the answers.
+    pub on_vanish: OnVanish,
+    /// With [`OnVanish::Drain`]: how long they may go on.
+    pub vanish_deadline: Duration,
+    /// Over how much time they are closed.
+    pub vanish_spread: Duration,
+    /// `failover = { … }`: when another priority takes over.
+    pub failover: Failover,
+    /// `eject = { … }`: when an address that fails is left alone for a while.
+    pub eject: Eject,
+    /// From how little of its share an address that returns is brought back, and how fast; `None`: at once.
+    pub slow_start: Option<Duration>,
+    /// `health = { … }`: whether addresses are asked how they are.
+    pub health: Option<HealthCheck>,
+    /// `ahead = { … }`: connections opened before a client needs one.
+    pub ahead: Option<Ahead>,
+    /// The header that each connection to it begins with.
+    pub proxy_protocol: SendProxy,
+    /// `socket = { … }` of this upstream: options of its leg.
+    pub socket: SocketOptions,
+}
+
+/// One `host:port` of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// A glob over the endpoint id: `*` stands for any characters, none included. [`DIRECT`](crate::proxy_protocol::header::DIRECT) is
-    /// the id of connections without one.
-    pub endpoint: Option<Arc<str>>,
-    /// Where the client is, as the header says.
-    pub network: Option<IpNet>,
-    /// The server name of a TLS ClientHello, in lower case: whole, or `*.suffix` for any name below the suffix.
-    pub sni: Option<Arc<str>>,
-    /// The host of an HTTP/1 request, as `sni`, without a port.
-    pub host: Option<Arc<str>>,
-    /// Index into [`Config::upstreams`](super::Config::upstreams).
-    pub upstream: usize,
+pub struct Target {
+    /// As written in the file, without the port.
+    pub host: Host,
+    /// TCP port.
+    pub port: u16,
+    /// The group it belongs to: the lowest with enough usable addresses is the one that serves.
+    pub priority: u32,
+    /// Its addresses' share beside others of the group. 1 to 1000.
+    pub weight: u32,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.host {
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+            Host::Literal(ip) => write!(f, "{}", SocketAddr::new(*ip, self.port)),
+        }
+    }
+}
+
+/// A name to resolve or a literal address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// Resolved by DNS or `/etc/hosts`.
+    Name(Arc<str>),
+    /// Taken as it is.
+    Literal(IpAddr),
 }
 
 /// `balance`: how a session's first address is chosen among those that serve.
@@ -133,21 +199,4 @@ pub enum SendProxy {
     V1,
     /// Addresses, every TLV of the client's header, this relay's id and a checksum.
     V2,
-}
-
-/// `socket = { … }`: what differs from the kernel's defaults on one leg.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SocketOptions {
-    /// TCP_CONGESTION.
-    pub congestion: Option<Arc<str>>,
-    /// SO_SNDBUF, in bytes as the kernel reports them; `None`: the kernel's autotuning.
-    pub send_buffer: Option<usize>,
-    /// SO_RCVBUF, in bytes as the kernel reports them; `None`: the kernel's autotuning.
-    pub receive_buffer: Option<usize>,
-    /// TCP_NOTSENT_LOWAT: unsent bytes above which the socket takes no more.
-    pub notsent_lowat: Option<usize>,
-    /// What an upstream's connections come from; never set for a listener.
-    pub source: Option<IpAddr>,
-    /// `preset = "wan"` was chosen: [`SocketOptions::congestion`] is a wish then, not an order.
-    pub wan: bool,
 }

@@ -34,6 +34,7 @@ impl Raw {
             Raw::Text(text) => return Ok(text),
             Raw::Integer(number) => &format!("the number {number}"),
             Raw::List(_) => "a list",
+            Raw::Table(_) => "a table",
             Raw::Other(kind) => *kind,
         };
         wrong(format!("{kind} where text in quotes belongs"), help)
@@ -86,6 +87,7 @@ pub(super) fn integer(raw: &Raw, bounds: RangeInclusive<i64>) -> Parsed<usize> {
         Raw::Integer(number) => wrong(format!("{number} is out of bounds"), help),
         Raw::Text(text) => wrong(format!("{text:?} is text where a number belongs"), help),
         Raw::List(_) => wrong("a list where a number belongs", help),
+        Raw::Table(_) => wrong("a table where a number belongs", help),
         Raw::Other(kind) => wrong(format!("{kind} where a whole number belongs"), help),
     }
 }
@@ -160,6 +162,28 @@ pub(super) fn time(raw: &Raw) -> Parsed<Duration> {
         ),
         time => Ok(time),
     }
+}
+
+/// A duration within bounds.
+pub(super) fn time_within(raw: &Raw, bounds: RangeInclusive<Duration>) -> Parsed<Duration> {
+    let time = duration(raw)?;
+    if bounds.contains(&time) {
+        return Ok(time);
+    }
+    wrong(
+        format!("{} is out of bounds", duration_text(time)),
+        format!(
+            "write a duration from {:?} to {:?}",
+            duration_text(*bounds.start()),
+            duration_text(*bounds.end())
+        ),
+    )
+}
+
+/// A whole number within bounds that fit.
+pub(super) fn number(raw: &Raw, bounds: RangeInclusive<u16>) -> Parsed<u32> {
+    let bounds = i64::from(*bounds.start())..=i64::from(*bounds.end());
+    integer(raw, bounds).map(|number| u32::try_from(number).expect("the upper bound fits"))
 }
 
 /// A duration above zero, or `"off"`.

@@ -11,6 +11,9 @@ pub const FIXED_LEN: usize = 16;
 /// Longest header the format can express: 16 bytes and a 16-bit length.
 pub const LONGEST: usize = FIXED_LEN + u16::MAX as usize;
 
+/// Most relays of this kind that a connection may pass one after the other.
+pub const MAX_HOPS: u8 = 4;
+
 /// The endpoint of connections whose header carries no id, and of listeners without headers.
 pub const DIRECT: &str = "direct";
 
@@ -90,7 +93,9 @@ pub enum HeaderError {
     #[error("the length is too small for the addresses of the family")]
     Length,
     /// The length is above the listener's `max_header`.
-    #[error("the header is longer than the listener's max_header")]
+    #[error(
+        "the header is longer than the listener's max_header, or leaves no room for what is added to it for the upstream"
+    )]
     TooLong,
     /// A TLV that ends outside the header, or stray bytes after the last.
     #[error("the TLVs do not add up to the header's length")]
@@ -116,11 +121,16 @@ pub enum HeaderError {
     /// The peer is not in `trusted_peers`.
     #[error("the peer is not in the listener's trusted_peers")]
     Untrusted,
+    /// It has passed this relay before, or [`MAX_HOPS`] of its kind.
+    #[error(
+        "the connection has passed this relay before, or too many relays: does an upstream lead back to the load balancer in front?"
+    )]
+    Loop,
 }
 
 impl HeaderError {
     /// Every error, in the order of its discriminant.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotProxy,
         Self::NotV2,
         Self::Version,
@@ -136,6 +146,7 @@ impl HeaderError {
         Self::HeaderTimeout,
         Self::ClosedEarly,
         Self::Untrusted,
+        Self::Loop,
     ];
 
     /// The name in metrics and logs.
@@ -157,7 +168,34 @@ impl HeaderError {
             Self::HeaderTimeout => "header_timeout",
             Self::ClosedEarly => "closed_early",
             Self::Untrusted => "untrusted",
+            Self::Loop => "loop",
         }
+    }
+}
+
+/// What a relay of this kind adds to the headers that it sends, in a TLV of type [`tlv::RELAY`]: `TG`, the version of this layout, then these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passed<'a> {
+    /// Relays of this kind that the connection has passed, the one that wrote this included.
+    pub hops: u8,
+    /// Who wrote it.
+    pub relay_id: &'a [u8],
+}
+
+impl<'a> Passed<'a> {
+    /// What the value of its TLV begins with.
+    pub const MARK: [u8; 3] = *b"TG\x01";
+
+    /// Reads it from a TLV. The type is one that anybody may use for his own: what does not begin like ours is somebody else's.
+    #[must_use]
+    pub fn from_tlv(kind: u8, value: &'a [u8]) -> Option<Self> {
+        let [hops, relay_id @ ..] = value.strip_prefix(&Self::MARK)? else {
+            return None;
+        };
+        (kind == tlv::RELAY).then_some(Self {
+            hops: *hops,
+            relay_id,
+        })
     }
 }
 
@@ -167,6 +205,8 @@ pub mod tlv {
     pub const CRC32C: u8 = 0x03;
     /// Padding.
     pub const NOOP: u8 = 0x04;
+    /// Our own type, from the range for applications' own (specification, section 2.2.7).
+    pub const RELAY: u8 = 0xE7;
     /// Amazon's own type; the first byte of the value is a subtype.
     pub const AWS: u8 = 0xEA;
     /// Subtype of [`AWS`]: the rest of the value is the VPC endpoint's id in ASCII.

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 
 use super::decode::{Rules, decode};
 use super::header::{Addresses, Command, HeaderError};
-use crate::reactor::{END, Watched};
+use crate::reactor::Watched;
 
 /// A connection before its header is whole, and all there is to it: a successor could go on from these four values.
 #[derive(Debug)]
@@ -73,12 +72,12 @@ pub async fn read_header(
         let Some(announced) = reactor.timeout_at(pending.deadline, announced).await else {
             return Err(NoHeader::Refused(timeout));
         };
-        match take(
-            &pending.client,
-            announced,
-            &mut pending.read,
-            rules.max_header,
-        ) {
+        // Whatever it brings stays within `max_header` and one read's worth of payload.
+        let room = rules.max_header.max(READ_AHEAD) - pending.read.len();
+        let read = pending
+            .client
+            .take::<READ_AHEAD>(announced, &mut pending.read, room);
+        match read {
             Ok(0) => return Err(ended(silent)),
             Ok(_) => {}
             Err(Errno::AGAIN | Errno::INTR) => continue,
@@ -97,30 +96,6 @@ pub async fn read_header(
             });
         }
     }
-}
-
-/// One read; whatever it brings stays within `max_header` and one read's worth of payload.
-fn take(
-    client: &Watched,
-    announced: EventFlags,
-    buffer: &mut Vec<u8>,
-    max_header: usize,
-) -> Result<usize, Errno> {
-    let mut room = [0; READ_AHEAD];
-    let room = &mut room[..READ_AHEAD.min(max_header.max(READ_AHEAD) - buffer.len())];
-    let read = recv(client, &mut *room, RecvFlags::empty());
-    // Less than there was room for is all there is; but an end that was announced is still to be read, and a read stops at an urgent byte.
-    let more = END | EventFlags::PRI;
-    let all = match read {
-        Ok((n, _)) => n < room.len() && !announced.intersects(more),
-        Err(errno) => errno == Errno::AGAIN,
-    };
-    if all {
-        client.drained();
-    }
-    let (n, _) = read?;
-    buffer.extend_from_slice(&room[..n]);
-    Ok(n)
 }
 
 /// A reset counts as an end: a health check may close either way.

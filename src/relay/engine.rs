@@ -20,6 +20,7 @@ use super::half::FULL_READ;
 use super::lifetime::{Farewell, Phase, Verdict};
 use super::pipes::{Budget, Pipes};
 use super::pump::{Pump, Turn};
+pub use super::review::Review;
 pub use super::session::{NewSession, Parties, Place};
 use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
@@ -42,6 +43,8 @@ pub struct Engine {
     worker: usize,
     began: Instant,
     now: Millis,
+    /// The session after the one that was measured last.
+    measured: usize,
     /// Told whenever there is no session left.
     emptied: Rc<Notify>,
 }
@@ -68,6 +71,7 @@ impl Engine {
             worker,
             began: Instant::now(),
             now: 0,
+            measured: 0,
             emptied: Rc::default(),
         }
     }
@@ -115,6 +119,36 @@ impl Engine {
         let all: Vec<usize> = self.sessions.iter().map(|(index, _)| index).collect();
         for index in all {
             self.end(index, reason, self.farewell());
+        }
+    }
+
+    /// Looks where its sessions on an upstream are: who may not stay gets a time to leave, spread by chance.
+    pub fn review(&mut self, review: &Review<'_>) {
+        let now = self.now;
+        for index in 0..self.sessions.capacity() {
+            let Some(session) = self.sessions.get_mut(index) else {
+                continue;
+            };
+            let address = session.place.hold.address();
+            if address.upstream != review.upstream {
+                continue;
+            }
+            let age = session.lifetime.age(now);
+            let leave = review.leave(address, session.lifetime.leaves(), now, age);
+            session.lifetime.leave(leave);
+            self.schedule(index);
+        }
+    }
+
+    /// Asks the kernel how the ways to the upstreams are: of at most `most` sessions, others the next time.
+    pub fn measure(&mut self, most: usize) {
+        for _ in 0..most.min(self.sessions.len()) {
+            let next = (self.measured..self.sessions.capacity())
+                .chain(0..self.measured)
+                .find(|index| self.sessions.contains(*index));
+            let Some(index) = next else { return };
+            self.measured = index + 1;
+            self.sessions[index].measure();
         }
     }
 
@@ -352,12 +386,14 @@ impl Engine {
         {
             session.sockets.iter().for_each(leg::close_in_order);
         }
+        session.measure();
+        session.judge_address(reason, self.now);
         let [bytes_to_upstream, bytes_to_client] = session.bytes;
         debug!(
             endpoint = &**session.meter.endpoint(),
             client = %session.parties.client,
             peer = %session.parties.peer,
-            address = %session.parties.address,
+            address = %session.place.hold.address().at,
             bytes_to_upstream,
             bytes_to_client,
             duration_ms = session.lifetime.age(self.now),

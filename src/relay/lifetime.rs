@@ -51,6 +51,8 @@ pub(super) struct Lifetime {
     /// What was undelivered when it was last asked, and when that was.
     seen: (Millis, u64),
     delivery: Option<Delivery>,
+    /// When it has to leave its address, and what it is closed with then.
+    leave: Option<(Millis, CloseReason)>,
     /// When the upstream's socket has to be guarded ([`leg::guard`]); `None`: it is, or need not be.
     guard: Option<Millis>,
 }
@@ -75,6 +77,7 @@ impl Lifetime {
             spared: now,
             seen: (now, 0),
             delivery: None,
+            leave: None,
             guard: leg::unguarded_for(&limits).and_then(|time| end_of(now, Some(time))),
             limits,
         }
@@ -93,6 +96,16 @@ impl Lifetime {
     /// Milliseconds since a byte or a FIN moved.
     pub(super) fn silence(&self, now: Millis) -> Millis {
         now.saturating_sub(self.moved)
+    }
+
+    /// When it has to leave its address, and why.
+    pub(super) fn leaves(&self) -> Option<(Millis, CloseReason)> {
+        self.leave
+    }
+
+    /// It has to leave its address then; `None`: it may stay.
+    pub(super) fn leave(&mut self, at: Option<(Millis, CloseReason)>) {
+        self.leave = at;
     }
 
     /// All that can be sent before a reset was given to the kernel, which has not delivered all of it.
@@ -125,6 +138,7 @@ impl Lifetime {
             age,
             look,
             self.guard,
+            self.leave.map(|(at, _)| at),
         ];
         ends.into_iter().flatten().min()
     }
@@ -147,6 +161,9 @@ impl Lifetime {
         let due = |end: Option<Millis>| end.is_some_and(|end| end <= now);
         if due(end_of(self.began, self.limits.max_age)) {
             return Verdict::End(CloseReason::MaxAge, at_age);
+        }
+        if let Some((_, reason)) = self.leave.filter(|(at, _)| *at <= now) {
+            return Verdict::End(reason, at_age);
         }
         if !due(self.deadline(phase)) {
             return Verdict::GoOn;

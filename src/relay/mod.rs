@@ -10,5 +10,6 @@ pub mod half;
 mod lifetime;
 pub mod pipes;
 mod pump;
+mod review;
 mod session;
 mod timer;

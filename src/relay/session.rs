@@ -16,6 +16,9 @@ use crate::reactor::{END, Watched};
 use crate::spread::Load;
 use crate::sys::pipe::Pipe;
 use crate::sys::socket::unacknowledged;
+use crate::sys::tcp_info::tcp_info;
+use crate::upstream::address::Hold;
+use crate::upstream::balance::key_of;
 
 /// How long nothing must have moved before a session counts as between two messages and not within one: a few round trips over the
 /// longest way (327 ms), so that what paces itself by its answers is within.
@@ -40,13 +43,15 @@ pub struct NewSession {
     pub place: Place,
 }
 
-/// A session's place: held, never looked at.
+/// A session's place: held as long as it lasts.
 #[derive(Debug)]
 pub struct Place {
     /// Among the listener's `max_sessions`.
     pub permit: OwnedSemaphorePermit,
     /// Among the worker's connections.
     pub load: Load,
+    /// On the upstream's address.
+    pub hold: Hold,
 }
 
 /// The addresses of a session.
@@ -56,8 +61,6 @@ pub struct Parties {
     pub client: SocketAddr,
     /// Who really connected: an NLB node.
     pub peer: SocketAddr,
-    /// Where it is forwarded to.
-    pub address: SocketAddr,
 }
 
 /// One of a session's two sockets.
@@ -100,6 +103,9 @@ impl Side {
     }
 }
 
+/// A reset that comes sooner than this, before a byte, says something of the address and not of the conversation.
+const EARLY: Millis = 1000;
+
 /// Announcements in vain after which a side is not listened to. Most stalls are shorter, and turning away and back costs two calls.
 const DEAF: u8 = 8;
 
@@ -113,11 +119,13 @@ pub(super) struct Session {
     pub(super) bytes: [u64; 2],
     pub(super) lifetime: Lifetime,
     pub(super) parties: Parties,
-    _place: Place,
+    pub(super) place: Place,
     /// Its entry in the timers.
     pub(super) due: Option<Millis>,
     /// The side that failed first, and what the session will be closed with once the other got what was under way.
     pub(super) lost: Option<(Side, CloseReason)>,
+    /// Segments sent again on the upstream's leg, as they were last counted.
+    retransmits: u32,
     /// It is on the engine's list of those with more to do.
     pub(super) queued: bool,
     /// How often each side announced bytes that could not be passed on; [`DEAF`]: it is not listened to.
@@ -134,10 +142,11 @@ impl Session {
             bytes: [0; 2],
             lifetime: Lifetime::new(new.limits, now),
             parties: new.parties,
-            _place: new.place,
+            place: new.place,
             due: None,
             lost: None,
             queued: false,
+            retransmits: 0,
             in_vain: [0; 2],
         }
     }
@@ -201,6 +210,30 @@ impl Session {
         self.lifetime.silence(now) >= QUIET
             && self.halves.iter().all(|half| half.held() == 0)
             && !self.sockets.iter().any(unread)
+    }
+
+    /// Tells the upstream's address how the way there is.
+    pub(super) fn measure(&mut self) {
+        let Ok(info) = tcp_info(&self.sockets[Side::Upstream as usize]) else {
+            return; // an older kernel than any we know, or a fault of ours: the figures stay as they are
+        };
+        let retransmits = info.total_retransmits;
+        let more = retransmits.saturating_sub(self.retransmits);
+        self.retransmits = retransmits;
+        let address = self.place.hold.address();
+        address.measured(info.rtt, more.into());
+    }
+
+    /// Tells the upstream's address what its end means for it.
+    pub(super) fn judge_address(&self, reason: CloseReason, now: Millis) {
+        let [to_upstream, to_client] = self.bytes;
+        let address = self.place.hold.address();
+        if to_client > 0 {
+            address.spoke();
+        } else if reason == CloseReason::UpstreamReset && self.lifetime.age(now) < EARLY {
+            let endpoint = self.meter.endpoint();
+            address.reset_early((to_upstream > 0).then(|| key_of(endpoint.as_bytes())));
+        }
     }
 
     /// What it waits for.

@@ -1,22 +1,37 @@
 //! Where connections go: a named group of targets, resolved in the background, never per connection.
 //!
-//! The control thread keeps each target's addresses fresh ([`resolver`], by the decisions of [`addresses`]) and publishes them as
-//! one immutable list per upstream; workers take addresses from it in turn and dial ([`connect`]).
+//! The control thread keeps each target's addresses fresh ([`named`], by the decisions of [`addresses`] and [`pace`]; names are looked up by
+//! the [`resolver`], in the files of the [`system`] or by a [`question`] whose [`answer`] is read and sifted), decides which of them serve
+//! ([`roster`], from answers, failures and the health checks of [`probe`]) and publishes one immutable [`Snapshot`] per upstream.
+//! A worker chooses from it ([`balance`]) and dials ([`connect`]), or takes a connection that it dialled [`ahead`].
 
+pub mod address;
 pub mod addresses;
+pub mod ahead;
+pub mod answer;
+pub mod balance;
 pub mod connect;
+pub mod named;
+pub mod pace;
 pub mod probe;
+pub mod question;
 pub mod resolver;
+pub mod roster;
+#[cfg(test)]
+mod roster_tests;
+pub mod system;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::Histogram;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
 
-use crate::config;
+use crate::config::{self, Family};
+use roster::{Counts, Event, Member, Roster, Snapshot, State};
 
 /// Upper ends of the connect histogram's buckets, in seconds: a zone, a Region next door, the other side of the world, lost SYNs.
 const CONNECT_BUCKETS: [f64; 12] = [
@@ -28,25 +43,83 @@ const CONNECT_BUCKETS: [f64; 12] = [
 pub struct Upstream {
     /// Its name in the configuration.
     pub name: Arc<str>,
-    /// Longest wait for one address.
-    pub connect_timeout: Duration,
-    /// Longest wait over all addresses of one session.
-    pub connect_deadline: Duration,
+    /// Its settings.
+    pub settings: config::Upstream,
     /// Time from SYN to SYN-ACK of connections that were made.
     pub connect_seconds: Histogram,
-    published: watch::Sender<Published>,
+    /// What its dialers did.
+    pub dialled: Dialled,
+    published: watch::Sender<Arc<Snapshot>>,
     /// A worker could not connect: look the names up again.
     refresh: Notify,
-    targets: Mutex<Vec<TargetState>>,
+    /// The roster has something to look at.
+    attention: Arc<Notify>,
+    known: Mutex<Known>,
 }
 
-/// What workers see of an upstream's addresses.
-#[derive(Debug, Clone, Default)]
-pub struct Published {
-    /// Every target was looked up at least once, with whatever outcome.
-    pub looked_up: bool,
-    /// In the order of the targets; each once.
-    pub addresses: Arc<[SocketAddr]>,
+/// What the control thread knows; the admin side looks.
+#[derive(Debug)]
+struct Known {
+    roster: Roster,
+    targets: Vec<TargetState>,
+}
+
+/// What the dialers of all workers did, counted per connection.
+#[derive(Debug, Default)]
+pub struct Dialled {
+    /// Connects that failed or were overtaken by another address.
+    pub failures: AtomicU64,
+    /// Tries beyond the first of a session.
+    pub retries: AtomicU64,
+    /// Tries that the retry budget did not allow.
+    pub denied: AtomicU64,
+    /// What became of connections dialled ahead, and of sessions that looked for one.
+    pub ahead: [AtomicU64; AheadOutcome::ALL.len()],
+}
+
+/// What became of a connection dialled ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AheadOutcome {
+    /// A session has it.
+    Taken,
+    /// There was none for a session, which dialled itself.
+    Missed,
+    /// The upstream closed it while it waited, or it was dead when it was taken.
+    Stale,
+    /// It became too old, or its address serves no longer.
+    Expired,
+    /// It could not be made.
+    Failed,
+}
+
+impl AheadOutcome {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Taken,
+        Self::Missed,
+        Self::Stale,
+        Self::Expired,
+        Self::Failed,
+    ];
+
+    /// As `/metrics` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Missed => "missed",
+            Self::Stale => "stale",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Dialled {
+    /// Counts what became of a connection dialled ahead.
+    pub fn count(&self, outcome: AheadOutcome) {
+        self.ahead[outcome as usize].fetch_add(1, Relaxed);
+    }
 }
 
 /// What is known of one target: for `/status` and `/metrics`.
@@ -62,88 +135,193 @@ pub struct TargetState {
     pub answered: Option<Instant>,
     /// When it is looked up next.
     pub next: Option<Instant>,
-    /// Why the last look-up failed, while it is the last good answer that serves.
+    /// There is no good answer now: the last good one serves, or nothing does.
+    pub stale: bool,
+    /// What is amiss: why look-ups fail, for one family of addresses at least, and which addresses are left out.
     pub failure: Option<String>,
+    /// Look-ups that failed.
+    pub failures: u64,
+    /// When the first of the answers in use ends; never for literal addresses.
+    pub ttl_ends: Option<Instant>,
+}
+
+/// How an upstream stands: for `/status` and `/metrics`.
+#[derive(Debug)]
+pub struct Standing {
+    /// Each target.
+    pub targets: Vec<TargetState>,
+    /// Each address.
+    pub members: Vec<(Member, State)>,
+    /// Priority of the group that serves.
+    pub serving: u32,
+    /// Each group and the usable part of its weight in percent; `None`: it has no address.
+    pub groups: Vec<(u32, Option<u32>)>,
+    /// What happened so far.
+    pub counts: Counts,
 }
 
 impl Upstream {
-    /// An upstream whose literal targets are known and whose names are yet to be looked up.
+    /// An upstream whose literal targets are known and whose names are yet to be looked up. `index` is its place in the configuration.
     ///
     /// # Panics
     /// Never: the histogram's buckets are constant and in order.
     #[must_use]
-    pub fn new(config: &config::Upstream) -> Self {
+    pub fn new(index: usize, settings: &config::Upstream, family: Family) -> Self {
         let options = prometheus::HistogramOpts::new(
             "tollgate_upstream_connect_seconds",
             "Time from SYN to SYN-ACK of connections made to an upstream.",
         );
         let options = options
-            .const_label("upstream", &*config.name)
+            .const_label("upstream", &*settings.name)
             .buckets(CONNECT_BUCKETS.to_vec());
-        let targets = config.targets.iter().map(|target| {
-            let literal = match &target.host {
-                config::Host::Literal(ip) => Some(SocketAddr::new(*ip, target.port)),
-                config::Host::Name(_) => None,
-            };
-            TargetState {
-                target: target.to_string(),
-                addresses: literal.into_iter().collect(),
-                looked_up: literal.is_some(),
-                answered: None,
-                next: None,
-                failure: None,
-            }
-        });
-        let upstream = Self {
-            name: config.name.clone(),
-            connect_timeout: config.connect_timeout,
-            connect_deadline: config.connect_deadline,
+        let targets: Vec<TargetState> = settings.targets.iter().map(TargetState::new).collect();
+        let attention = Arc::new(Notify::new());
+        let mut roster = Roster::new(index, settings.clone(), family, attention.clone());
+        let now = Instant::now();
+        for (index, target) in targets.iter().enumerate() {
+            roster.resolved(index, target.looked_up, &target.addresses, now);
+        }
+        roster.take_events(); // there was nothing before that could have changed
+        let (published, _) = watch::channel(Arc::new(roster.snapshot(now)));
+        Self {
+            name: settings.name.clone(),
+            settings: settings.clone(),
             connect_seconds: Histogram::with_opts(options).expect("constant buckets in order"),
-            published: watch::Sender::default(),
+            dialled: Dialled::default(),
+            published,
             refresh: Notify::new(),
-            targets: Mutex::new(targets.collect()),
-        };
-        upstream.publish();
-        upstream
+            attention,
+            known: Mutex::new(Known { roster, targets }),
+        }
     }
 
     /// The addresses as they are now.
     #[must_use]
-    pub fn addresses(&self) -> Arc<[SocketAddr]> {
-        self.published.borrow().addresses.clone()
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.published.borrow().clone()
     }
 
-    /// What is known of each target.
+    /// The addresses as they change.
     #[must_use]
-    pub fn targets(&self) -> Vec<TargetState> {
-        self.targets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    pub fn changes(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.published.subscribe()
     }
 
-    /// Records what became of looking a target up, and publishes the list anew.
+    /// How it stands.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let known = self.known();
+        let now = Instant::now();
+        let roster = &known.roster;
+        let state = |member: &Member| member.state(now, self.settings.slow_start);
+        let groups = roster.groups().into_iter();
+        Standing {
+            targets: known.targets.clone(),
+            members: roster
+                .members()
+                .iter()
+                .map(|member| (member.clone(), state(member)))
+                .collect(),
+            serving: roster.serving(),
+            groups: groups.map(|group| (group, roster.share(group))).collect(),
+            counts: roster.counts(),
+        }
+    }
+
+    /// Looks at what failures and time change, for ever.
+    pub async fn keep(&self) {
+        loop {
+            let next = self.known().roster.next();
+            tokio::select! {
+                () = self.attention.notified() => {}
+                () = until(next) => {}
+            }
+            let mut known = self.known();
+            known.roster.look(Instant::now());
+            self.publish(&mut known, false);
+        }
+    }
+
+    /// Records what a health check found.
+    pub fn probed(&self, address: SocketAddr, result: Result<(), String>) {
+        let mut known = self.known();
+        known.roster.probed(address, result, Instant::now());
+        self.publish(&mut known, false);
+    }
+
+    /// Records what became of looking a target up.
     fn update(&self, target: usize, update: impl FnOnce(&mut TargetState)) {
-        update(&mut self.targets.lock().unwrap_or_else(PoisonError::into_inner)[target]);
-        self.publish();
+        let mut known = self.known();
+        let Known { roster, targets } = &mut *known;
+        update(&mut targets[target]);
+        let state = &targets[target];
+        let changed = roster.resolved(target, state.looked_up, &state.addresses, Instant::now());
+        self.publish(&mut known, changed);
     }
 
-    fn publish(&self) {
-        let targets = self.targets();
-        let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in targets.iter().flat_map(|target| &target.addresses) {
-            if !addresses.contains(address) {
-                addresses.push(*address);
+    /// Shows the workers what changed, and says it.
+    fn publish(&self, known: &mut Known, changed: bool) {
+        let events = known.roster.take_events();
+        if !changed && events.is_empty() {
+            return;
+        }
+        let snapshot = known.roster.snapshot(Instant::now());
+        self.published.send_replace(Arc::new(snapshot));
+        self.attention.notify_one(); // it may have to look earlier than it thought
+        let upstream = &*self.name;
+        for event in events {
+            match event {
+                Event::Address {
+                    at,
+                    state: state @ (State::Ejected | State::Unhealthy),
+                    why,
+                } => {
+                    warn!(upstream, address = %at, state = state.name(), why, "address serves no longer")
+                }
+                Event::Address { at, state, why } => {
+                    info!(upstream, address = %at, state = state.name(), why, "address serves again");
+                }
+                Event::Group { from, to, why } => {
+                    warn!(upstream, from, to, why, "another group of targets serves");
+                }
+                Event::Panic(true) => warn!(
+                    upstream,
+                    "hardly any address is usable: all of the group serve, whatever is thought of them"
+                ),
+                Event::Panic(false) => info!(upstream, "enough addresses are usable again"),
             }
         }
-        let looked_up = targets.iter().all(|target| target.looked_up);
-        self.published.send_if_modified(|published| {
-            let changed = published.looked_up != looked_up || *published.addresses != *addresses;
-            *published = Published {
-                looked_up,
-                addresses: addresses.into(),
-            };
-            changed
-        });
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TargetState {
+    /// A literal is its own address; a name has none yet.
+    fn new(target: &config::Target) -> Self {
+        let literal = match &target.host {
+            config::Host::Literal(ip) => Some(SocketAddr::new(*ip, target.port)),
+            config::Host::Name(_) => None,
+        };
+        Self {
+            target: target.to_string(),
+            addresses: literal.into_iter().collect(),
+            looked_up: literal.is_some(),
+            answered: None,
+            next: None,
+            stale: false,
+            failure: None,
+            failures: 0,
+            ttl_ends: None,
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,385 +1,340 @@
-//! Keeps the addresses of every name fresh, on the control thread: one task per target.
+//! Who is asked for the addresses of a name: `/etc/hosts`, then name servers, both as the system's files or the configuration say.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hickory_resolver::config::{
-    NameServerConfig, ResolveHosts, ResolverConfig, ServerOrderingStrategy,
-};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::ProtoError;
-use hickory_resolver::proto::op::{Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, RecordType};
-use hickory_resolver::{Hosts, Resolver, TokioResolver};
-use tokio::time::{Instant, sleep_until, timeout};
+use hickory_resolver::proto::rr::Name;
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::Upstream;
-use super::addresses::{Answer, Bounds, Kind, Resolution, Standing, may_be_used};
-use crate::config;
+use super::addresses::Kind;
+use super::answer::{Rules, Source};
+use super::question::{Asker, NoAnswer};
+use super::system::{Change, Files, Hosts, Servers};
+use crate::config::{self, Family, Host};
 
-/// One server's time to answer one question.
-const TRY: Duration = Duration::from_secs(2);
+/// How often the system's files are looked at: nobody restarts a relay for them, and a look is two calls of stat(2).
+const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
-/// Retries of a question after the first.
-const TRIES: usize = 2;
-
-/// All tries over all servers together; hickory has no bound of its own over both.
-const LOOKUP: Duration = Duration::from_secs(15);
+/// What is written in the hosts file is good until the file changes.
+const UNTIL_IT_CHANGES: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why there is no resolver.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
     /// `resolver.servers` is not set and the system's file cannot be used.
     #[error("cannot use /etc/resolv.conf ({0}): set resolver.servers = [\"IP:PORT\"]")]
-    ResolvConf(NetError),
-    /// The resolver refused its settings.
-    #[error("cannot set the resolver up: {0}")]
-    Build(NetError),
+    ResolvConf(String),
+    /// A domain is none.
+    #[error("resolver.search: {domain:?} is no domain: {error}")]
+    Search {
+        /// As configured.
+        domain: String,
+        /// What is wrong with it.
+        error: ProtoError,
+    },
 }
 
 /// Why a look-up brought nothing that can be used.
 #[derive(Debug, thiserror::Error)]
-enum LookupError {
-    #[error("{0}")]
-    Answer(NetError),
-    #[error("there is no such name")]
-    NoName,
-    #[error("the name has no address of this family")]
-    NoAddress,
+pub enum LookupError {
+    /// No server has an address.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
+    /// What is configured cannot be asked for.
     #[error("not a name: {0}")]
     Name(#[from] ProtoError),
-    #[error("no answer within {} s", LOOKUP.as_secs())]
-    Timeout,
-    #[error("{0} is loopback, link-local, multicast or unspecified: see allow_addresses")]
-    NotAllowed(IpAddr),
-    #[error("{0} is this relay's own listener: a loop")]
-    Loop(SocketAddr),
+    /// The hosts file names it, and gives it addresses of the other family only.
+    #[error("/etc/hosts has none for it")]
+    NotInHosts,
+    /// None of its addresses may be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// What a look-up brought: addresses that may be used, at least one.
+#[derive(Debug)]
+pub struct Found {
+    /// Each once.
+    pub addresses: Vec<IpAddr>,
+    /// How long they are good.
+    pub ttl: Duration,
+    /// What was left out of the answer, and why.
+    pub note: Option<String>,
+}
+
+/// What a target's single look-up brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    /// Where connections would go.
+    pub addresses: Vec<SocketAddr>,
+    /// What was left out or failed all the same, a line each.
+    pub notes: Vec<String>,
+}
+
+/// Why a target has no address, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unresolved(String);
+
+/// Who is asked, by everyone in this process.
+#[derive(Debug)]
+pub struct Resolver {
+    asker: Asker,
+    family: Family,
+    files: Mutex<Files>,
+    known: watch::Sender<System>,
+}
+
+/// What is known of the system; replaced as a whole.
+#[derive(Debug, Clone)]
+pub struct System {
+    servers: Arc<Servers>,
+    hosts: Arc<Hosts>,
 }
 
 /// The resolver that `config` asks for.
 ///
 /// # Errors
 /// See [`ResolverError`].
-pub fn resolver(config: &config::Resolver) -> Result<Arc<TokioResolver>, ResolverError> {
-    let provider = TokioRuntimeProvider::default();
-    let mut builder = match config.servers.is_empty() {
-        true => Resolver::builder(provider).map_err(ResolverError::ResolvConf)?,
-        false => {
-            let servers = config
-                .servers
-                .iter()
-                .map(|address| name_server(*address))
-                .collect();
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-            Resolver::builder_with_config(config, provider)
+pub fn resolver(config: &config::Resolver) -> Result<Arc<Resolver>, ResolverError> {
+    let resolv_conf = Path::new("/etc/resolv.conf");
+    let resolv_conf = config.servers.is_empty().then_some(resolv_conf);
+    Resolver::new(config, Files::new(resolv_conf, Path::new("/etc/hosts"))).map(Arc::new)
+}
+
+impl Resolver {
+    fn new(config: &config::Resolver, mut files: Files) -> Result<Self, ResolverError> {
+        let mut servers = None;
+        if !config.servers.is_empty() {
+            servers = Some(Servers {
+                addresses: config.servers.clone(),
+                search: Vec::new(),
+                ndots: 1,
+            });
         }
-    };
-    let options = builder.options_mut();
-    options.cache_size = 0; // the last good answer is kept here, with its own rules
-    options.use_hosts_file = ResolveHosts::Never; // read below, anew each time
-    options.timeout = TRY;
-    options.attempts = TRIES;
-    options.num_concurrent_reqs = 1;
-    options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
-    options.try_tcp_on_error = true;
-    builder.build().map(Arc::new).map_err(ResolverError::Build)
-}
-
-fn name_server(address: SocketAddr) -> NameServerConfig {
-    let mut server = NameServerConfig::udp_and_tcp(address.ip());
-    for connection in &mut server.connections {
-        connection.port = address.port();
-    }
-    server.trust_negative_responses = false; // another server may know better
-    server
-}
-
-/// A target of an upstream that is a name.
-#[derive(Debug)]
-pub struct Named {
-    /// Whose target it is.
-    pub upstream: Arc<Upstream>,
-    /// Which of them.
-    pub index: usize,
-    /// What to look up.
-    pub name: Arc<str>,
-    /// The port that goes with its addresses.
-    pub port: u16,
-    /// Its upstream's settings.
-    pub settings: config::Upstream,
-    /// Addresses of the relay's own listeners: an answer that leads there would be a loop.
-    pub own: Arc<[SocketAddr]>,
-    /// Who is asked.
-    pub resolver: Arc<TokioResolver>,
-}
-
-/// What is known of a name, and what was last said of it.
-struct Known {
-    resolution: Resolution,
-    standing: Standing,
-    addresses: Vec<SocketAddr>,
-    errors: BTreeMap<&'static str, String>,
-}
-
-impl Known {
-    /// Books what a look-up brought.
-    fn answered(&mut self, kind: Kind, looked_up: Result<(Vec<IpAddr>, Duration), LookupError>) {
-        let family = family_name(kind);
-        let answer = match looked_up {
-            Ok((addresses, ttl)) => {
-                self.errors.remove(family);
-                Answer::Addresses(addresses, ttl)
-            }
-            Err(error) => {
-                self.errors.insert(family, error.to_string());
-                match error {
-                    LookupError::NoName | LookupError::NoAddress => Answer::None,
-                    _ => Answer::Failed,
+        let mut hosts = Hosts::default();
+        let mut why = String::new();
+        for change in files.look() {
+            match change {
+                Change::Servers(found) => servers = Some(found),
+                Change::Hosts(found) => hosts = found,
+                Change::Kept { path, why: reason } if path.ends_with("hosts") => {
+                    warn!(file = %path.display(), reason, "cannot be used; names are looked up in DNS alone");
                 }
+                Change::Kept { why: reason, .. } => why = reason,
             }
+        }
+        let mut servers = servers.ok_or(ResolverError::ResolvConf(why))?;
+        if !config.search.is_empty() {
+            let domains = config.search.iter().map(|domain| {
+                Name::from_utf8(domain).map_err(|error| ResolverError::Search {
+                    domain: domain.to_string(),
+                    error,
+                })
+            });
+            servers.search = domains.collect::<Result<_, _>>()?;
+        }
+        let known = System {
+            servers: Arc::new(servers),
+            hosts: Arc::new(hosts),
         };
-        self.resolution.answered(Instant::now(), kind, answer);
-    }
-}
-
-impl Named {
-    /// Keeps its addresses fresh, for ever. Each family of addresses is asked for by itself, and neither waits for the other.
-    pub async fn keep_fresh(self, family: config::Family) {
-        let kinds = match family {
-            config::Family::Any | config::Family::Ipv4First => &[Kind::V4, Kind::V6][..],
-            config::Family::Ipv6First => &[Kind::V6, Kind::V4],
-            config::Family::Ipv4 => &[Kind::V4],
-            config::Family::Ipv6 => &[Kind::V6],
-        };
-        let bounds = Bounds {
-            min_ttl: self.settings.min_ttl,
-            max_ttl: self.settings.max_ttl,
-            stale_for: self.settings.stale_for,
-        };
-        let known = RefCell::new(Known {
-            resolution: Resolution::new(bounds, kinds, Instant::now()),
-            standing: Standing::Unknown,
-            addresses: Vec::new(),
-            errors: BTreeMap::new(),
-        });
-        tokio::join!(self.keep(Kind::V4, &known), self.keep(Kind::V6, &known));
+        Ok(Self {
+            asker: Asker::new(config.queries_per_second),
+            family: config.family,
+            files: Mutex::new(files),
+            known: watch::Sender::new(known),
+        })
     }
 
-    /// One family; returns at once where it is not wanted.
-    async fn keep(&self, kind: Kind, known: &RefCell<Known>) {
+    /// Questions sent to name servers so far, each try counted: `tollgate_dns_queries_total`.
+    #[must_use]
+    pub fn queries(&self) -> Arc<AtomicU64> {
+        self.asker.queries()
+    }
+
+    /// Whether addresses of IPv4 may be used, however they are written.
+    #[must_use]
+    pub fn wants_ipv4(&self) -> bool {
+        self.family != Family::Ipv6
+    }
+
+    /// The families to ask for.
+    #[must_use]
+    pub fn kinds(&self) -> &'static [Kind] {
+        match self.family {
+            Family::Any | Family::Ipv4First => &[Kind::V4, Kind::V6],
+            Family::Ipv6First => &[Kind::V6, Kind::V4],
+            Family::Ipv4 => &[Kind::V4],
+            Family::Ipv6 => &[Kind::V6],
+        }
+    }
+
+    /// Changes whenever everything is to be asked again.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<System> {
+        self.known.subscribe()
+    }
+
+    /// Takes over what changes in the system's files, for ever.
+    pub async fn follow_files(self: Arc<Self>) {
         loop {
-            let look = known.borrow().resolution.look(kind, Instant::now());
-            let Some(look) = look else { return };
-            tokio::select! {
-                () = sleep_until(look) => {}
-                () = self.upstream.refresh.notified() => {
-                    known.borrow_mut().resolution.requested(Instant::now());
-                    continue;
+            sleep(BETWEEN_LOOKS).await;
+            self.look_at_files();
+        }
+    }
+
+    fn look_at_files(&self) {
+        let changes = {
+            let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            files.look()
+        };
+        for change in changes {
+            match change {
+                Change::Servers(servers) => {
+                    info!(servers = ?servers.addresses, "/etc/resolv.conf has changed: every name is asked for again");
+                    self.asker.all_begin_anew();
+                    let servers = Arc::new(servers);
+                    self.known.send_modify(|known| known.servers = servers);
+                }
+                Change::Hosts(hosts) => {
+                    info!("/etc/hosts has changed: every name is looked up again");
+                    self.asker.all_begin_anew();
+                    let hosts = Arc::new(hosts);
+                    self.known.send_modify(|known| known.hosts = hosts);
+                }
+                Change::Kept { path, why } => {
+                    warn!(file = %path.display(), reason = why, "has changed and cannot be used; what it said before stays");
                 }
             }
-            let due = known.borrow_mut().resolution.ask(kind, Instant::now());
-            let looked_up = if due {
-                Some(self.look_up(kind).await)
-            } else {
-                None
-            };
-            let mut known = known.borrow_mut();
-            if let Some(looked_up) = looked_up {
-                known.answered(kind, looked_up);
-            }
-            self.publish(&mut known);
         }
     }
 
-    /// Shows workers and the admin side how the name stands now; says so once per change.
-    fn publish(&self, known: &mut Known) {
-        let now = Instant::now();
-        let addresses = known
-            .resolution
-            .current(now)
-            .into_iter()
-            .map(|ip| SocketAddr::new(ip, self.port));
-        let before = std::mem::replace(&mut known.addresses, addresses.collect());
-        let standing = std::mem::replace(&mut known.standing, known.resolution.standing(now));
-        let error = known
-            .errors
-            .iter()
-            .map(|(family, error)| format!("{family}: {error}"));
-        let error = error.collect::<Vec<_>>().join("; ");
-        let failing = matches!(known.standing, Standing::Stale | Standing::Nothing);
-        self.upstream.update(self.index, |state| {
-            state.addresses.clone_from(&known.addresses);
-            state.looked_up |= known.standing != Standing::Unknown;
-            state.next = known.resolution.next();
-            if known.standing == Standing::Fresh {
-                state.answered = Some(now);
-            }
-            state.failure = failing.then(|| error.clone());
-        });
-        let (upstream, name, addresses) = (&*self.upstream.name, &*self.name, &known.addresses);
-        match known.standing {
-            Standing::Nothing if standing != Standing::Nothing => {
-                warn!(
-                    upstream,
-                    name,
-                    error,
-                    "name does not resolve and no earlier answer serves: connections to it fail"
-                );
-            }
-            Standing::Stale if standing != Standing::Stale => {
-                warn!(
-                    upstream,
-                    name,
-                    error,
-                    ?addresses,
-                    "name does not resolve; the last good answer stays in use"
-                );
-            }
-            _ if before != *addresses => info!(upstream, name, ?addresses, "addresses changed"),
-            Standing::Fresh if matches!(standing, Standing::Stale | Standing::Nothing) => {
-                info!(upstream, name, "name resolves again");
-            }
-            _ => {}
-        }
-    }
-
-    /// `/etc/hosts`, then DNS. The hosts file is the operator's word: its addresses are not filtered, but for a loop.
-    async fn look_up(&self, kind: Kind) -> Result<(Vec<IpAddr>, Duration), LookupError> {
-        let name = Name::from_utf8(&self.name)?;
-        if let Some(addresses) = in_hosts_file(&name, kind) {
-            return self.without_loops(addresses, self.settings.max_ttl);
-        }
-        let asked = timeout(LOOKUP, self.resolver.lookup(name, record_type(kind))).await;
-        let answer = asked.map_err(|_| LookupError::Timeout)?.map_err(why_not)?;
-        let ttl = answer
-            .valid_until()
-            .saturating_duration_since(std::time::Instant::now());
-        // The remaining time was rounded down by the time it took to get here.
-        let ttl = Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0));
-        let addresses = answer
-            .answers()
-            .iter()
-            .filter_map(|record| record.data.ip_addr());
-        let allowed = &self.settings.allow_addresses;
-        let (usable, refused): (Vec<_>, Vec<_>) =
-            addresses.partition(|ip| may_be_used(*ip, allowed));
-        match (usable.is_empty(), refused.first()) {
-            (false, _) => self.without_loops(usable, ttl),
-            (true, Some(refused)) => Err(LookupError::NotAllowed(*refused)),
-            (true, None) => Err(LookupError::NoAddress),
-        }
-    }
-
-    fn without_loops(
+    /// One family of a name's addresses: from `/etc/hosts`, else from DNS.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub async fn look_up(
         &self,
-        addresses: Vec<IpAddr>,
-        ttl: Duration,
-    ) -> Result<(Vec<IpAddr>, Duration), LookupError> {
-        let loops = |ip: &IpAddr| is_own(&self.own, SocketAddr::new(*ip, self.port));
-        let (own, usable): (Vec<_>, Vec<_>) = addresses.into_iter().partition(loops);
-        match (usable.is_empty(), own.first()) {
-            (false, _) => Ok((usable, ttl)),
-            (true, Some(own)) => Err(LookupError::Loop(SocketAddr::new(*own, self.port))),
-            (true, None) => Err(LookupError::NoAddress),
+        name: &str,
+        kind: Kind,
+        rules: &Rules<'_>,
+    ) -> Result<Found, LookupError> {
+        let System { servers, hosts } = self.known.borrow().clone();
+        if let Some(addresses) = hosts.addresses(name) {
+            // A name that is there in one family only has no address in the other, and DNS is not asked.
+            let of_kind = |ip: &&IpAddr| ip.is_ipv4() == (kind == Kind::V4);
+            let addresses = addresses.iter().filter(of_kind).copied().collect();
+            return sifted(rules, addresses, Source::Hosts, UNTIL_IT_CHANGES);
+        }
+        let mut candidates = servers.candidates(name)?.into_iter();
+        loop {
+            let candidate = candidates.next().ok_or(LookupError::NotInHosts)?;
+            let asked = self.asker.look_up(&servers.addresses, candidate, kind);
+            match asked.await {
+                Ok((addresses, ttl)) => return sifted(rules, addresses, Source::Dns, ttl),
+                Err(NoAnswer::NoName { .. }) if candidates.len() > 0 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Looks a target up once, by the rules it has when the relay runs: for `check --probe`. `own` are the addresses of all listeners.
+    ///
+    /// # Errors
+    /// [`Unresolved`]: names who was asked.
+    pub async fn look_up_once(
+        &self,
+        target: &config::Target,
+        settings: &config::Upstream,
+        own: &[SocketAddr],
+    ) -> Result<Looked, Unresolved> {
+        let name = match &target.host {
+            Host::Name(name) => name,
+            Host::Literal(ip) => {
+                return Ok(Looked {
+                    addresses: vec![SocketAddr::new(*ip, target.port)],
+                    notes: Vec::new(),
+                });
+            }
+        };
+        let rules = Rules {
+            allowed: &settings.allow_addresses,
+            own,
+            port: target.port,
+            ipv4: self.wants_ipv4(),
+        };
+        let look_up = async |kind| match self.kinds().contains(&kind) {
+            true => Some((kind, self.look_up(name, kind, &rules).await)),
+            false => None,
+        };
+        let (four, six) = tokio::join!(look_up(Kind::V4), look_up(Kind::V6));
+        let (mut addresses, mut notes, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        for (kind, looked_up) in [four, six].into_iter().flatten() {
+            match looked_up {
+                Ok(found) => {
+                    addresses.extend(found.addresses);
+                    notes.extend(found.note.map(|note| format!("{kind}: {note}")));
+                }
+                Err(error) => failures.push((error.says_none(), format!("{kind}: {error}"))),
+            }
+        }
+        if addresses.is_empty() {
+            let failures = failures.into_iter().map(|(_, failure)| failure);
+            return Err(Unresolved(failures.collect::<Vec<_>>().join("; ")));
+        }
+        // That it has no address of the other family is nothing to be said.
+        let failed = failures.into_iter().filter(|(none, _)| !none);
+        notes.extend(failed.map(|(_, failure)| failure));
+        let mut seen = HashSet::new();
+        addresses.retain(|address| seen.insert(*address));
+        let with_port = |ip| SocketAddr::new(ip, target.port);
+        Ok(Looked {
+            addresses: addresses.into_iter().map(with_port).collect(),
+            notes,
+        })
+    }
+}
+
+impl LookupError {
+    /// It is known that there is no address of this family, not only unknown whether there is one.
+    fn says_none(&self) -> bool {
+        self.none().is_some()
+    }
+
+    /// As [`says_none`](Self::says_none); how long that is good, where it was said.
+    #[must_use]
+    pub fn none(&self) -> Option<Option<Duration>> {
+        match self {
+            Self::NoAnswer(
+                NoAnswer::NoName { good_for, .. } | NoAnswer::NoAddress { good_for, .. },
+            ) => Some(*good_for),
+            Self::NotInHosts => Some(None),
+            _ => None,
         }
     }
 }
 
-/// Whether `address` leads to one of `listeners`: the same address, or any address of this machine where one listens on all.
-fn is_own(listeners: &[SocketAddr], address: SocketAddr) -> bool {
-    let ip = address.ip().to_canonical();
-    let mut same_port = listeners
-        .iter()
-        .filter(|listener| listener.port() == address.port());
-    same_port.any(|listener| {
-        let on = listener.ip().to_canonical();
-        on == ip || (on.is_unspecified() && is_local(ip))
-    })
-}
-
-/// Only an address of this machine can be bound to. Where that cannot be found out it is taken for one: rather no answer than a loop.
-fn is_local(ip: IpAddr) -> bool {
-    match std::net::UdpSocket::bind((ip, 0)) {
-        Ok(_) => true,
-        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
-    }
-}
-
-fn why_not(error: NetError) -> LookupError {
-    match &error {
-        NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
-            ResponseCode::NXDomain => LookupError::NoName,
-            ResponseCode::NoError => LookupError::NoAddress,
-            _ => LookupError::Answer(error),
-        },
-        _ => LookupError::Answer(error),
-    }
-}
-
-fn record_type(kind: Kind) -> RecordType {
-    match kind {
-        Kind::V4 => RecordType::A,
-        Kind::V6 => RecordType::AAAA,
-    }
-}
-
-fn family_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::V4 => "IPv4",
-        Kind::V6 => "IPv6",
-    }
-}
-
-/// What the hosts file says of a name; a name that is there in one family only has no address in the other, and DNS is not asked.
-/// Read anew for each look-up: a small file, and nobody restarts a relay for it.
-fn in_hosts_file(name: &Name, kind: Kind) -> Option<Vec<IpAddr>> {
-    let hosts = Hosts::from_system().unwrap_or_else(|error: io::Error| {
-        warn!(%error, "cannot read /etc/hosts; asking DNS alone");
-        Hosts::default()
-    });
-    let find = |kind| hosts.lookup_static_host(&Query::query(name.clone(), record_type(kind)));
-    let of_kind = find(kind);
-    if of_kind.is_none()
-        && [Kind::V4, Kind::V6]
-            .into_iter()
-            .all(|kind| find(kind).is_none())
-    {
-        return None;
-    }
-    let records = of_kind
-        .map(|lookup| lookup.answers().to_vec())
-        .unwrap_or_default();
-    Some(
-        records
-            .iter()
-            .filter_map(|record| record.data.ip_addr())
-            .collect(),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_that_leads_back_here_is_a_loop() {
-        let own = ["0.0.0.0:8443", "10.0.0.1:9000"].map(|address| address.parse().unwrap());
-        for (address, looped) in [
-            ("127.0.0.1:8443", true),
-            ("[::ffff:127.0.0.1]:8443", true),
-            ("[::ffff:10.0.0.1]:9000", true),
-            ("127.0.0.1:9443", false),
-            ("192.0.2.1:8443", false),
-            ("10.0.0.1:9000", true),
-            ("10.0.0.2:9000", false),
-        ] {
-            assert_eq!(is_own(&own, address.parse().unwrap()), looped, "{address}");
-        }
+fn sifted(
+    rules: &Rules<'_>,
+    addresses: Vec<IpAddr>,
+    source: Source,
+    ttl: Duration,
+) -> Result<Found, LookupError> {
+    let (addresses, note) = rules.sift(addresses, source);
+    match (addresses.is_empty(), note) {
+        (false, note) => Ok(Found {
+            addresses,
+            ttl,
+            note,
+        }),
+        (true, Some(note)) => Err(LookupError::Unusable(note)),
+        (true, None) => Err(LookupError::NotInHosts),
     }
 }

@@ -44,7 +44,7 @@ pub(super) async fn serve(
             .accepted += 1;
     });
     let _open = Open(Arc::clone(&shared));
-    let Some((target, ended)) = choose(from, listen.address, &shared) else {
+    let Some((target, ended)) = choose(from, &listen, &shared) else {
         stream::reset(consumer);
         return;
     };
@@ -84,7 +84,7 @@ impl Drop for Open {
 /// Picks a target by the connection's addresses, among the healthy, or among all when none is.
 fn choose(
     from: SocketAddr,
-    to: SocketAddr,
+    listen: &Listen,
     shared: &Shared,
 ) -> Option<(SocketAddr, CancellationToken)> {
     shared.books.update(|books| {
@@ -98,12 +98,16 @@ fn choose(
         if candidates.is_empty() {
             candidates = registered(books, false);
         }
+        let to = listen.address;
         let hash = header::crc32c(format!("{from} {to}").as_bytes());
         let index = Random::new(u64::from(hash)).below(candidates.len() as u64);
         let address = *candidates.get(index as usize)?;
         let target = books.targets.get_mut(&address)?;
         target.connections += 1;
-        Some((address, target.reset.clone()))
+        let reset = target.reset.clone();
+        let flow = (listen.endpoint.clone().unwrap_or_default(), from);
+        books.flows.insert(flow, address);
+        Some((address, reset))
     })
 }
 

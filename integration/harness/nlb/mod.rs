@@ -167,6 +167,9 @@ pub struct Books {
     pub endpoints: BTreeMap<String, EndpointBooks>,
     /// By target.
     pub targets: BTreeMap<SocketAddr, Target>,
+    /// To which target each consumer's connection was sent, by endpoint id and the consumer's own address; of several from one port the
+    /// last.
+    pub flows: BTreeMap<(String, SocketAddr), SocketAddr>,
 }
 
 /// What came through one endpoint.

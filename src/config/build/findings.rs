@@ -1,7 +1,7 @@
 //! Mistakes as they are found, key by key. A value in error counts as not written, so that the rest of the file is judged too:
 //! the result is thrown away anyway.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -9,11 +9,19 @@ use toml::Spanned;
 use crate::config::Peers;
 use crate::config::addresses;
 use crate::config::error::Mistake;
-use crate::config::file::{Key, Raw};
+use crate::config::file::{Key, Raw, unknown_key_help};
 use crate::config::values::{self, Wrong, duration_text};
 
 /// The most that any table of ours may be told to hold; far beyond what memory allows, and no typo.
 const MOST: i64 = 10_000_000;
+
+/// One of two values that are compared.
+pub(super) struct Side<'a, T> {
+    pub(super) key: &'a str,
+    pub(super) value: &'a Key,
+    pub(super) default: T,
+    pub(super) parse: fn(&Raw) -> Result<T, Wrong>,
+}
 
 /// The mistakes found so far.
 #[derive(Default)]
@@ -72,6 +80,20 @@ impl Findings {
         example: &str,
         parse: fn(&Raw) -> Result<T, Wrong>,
     ) -> Option<Vec<Spanned<T>>> {
+        if self.lacking(key, value, place, example) {
+            return None;
+        }
+        self.list(key, value, parse)
+    }
+
+    /// Whether a list that must hold something does not, or is not there.
+    pub(super) fn lacking(
+        &mut self,
+        key: &str,
+        value: &Key,
+        place: &Range<usize>,
+        example: &str,
+    ) -> bool {
         let empty = value
             .as_ref()
             .is_some_and(|value| matches!(value.get_ref(), Raw::List(items) if items.is_empty()));
@@ -83,9 +105,8 @@ impl Findings {
                 &format!("write {example}"),
                 Some(span),
             );
-            return None;
         }
-        self.list(key, value, parse)
+        value.is_none() || empty
     }
 
     /// A list whose items are judged one by one; `None` when nothing was written, or no list.
@@ -95,19 +116,56 @@ impl Findings {
         value: &Key,
         parse: fn(&Raw) -> Result<T, Wrong>,
     ) -> Option<Vec<Spanned<T>>> {
-        let value = value.as_ref()?;
-        let Raw::List(items) = value.get_ref() else {
-            let help = match value.get_ref() {
-                Raw::Text(text) => format!("write it in brackets: [{text:?}]"),
-                _ => "write text in quotes within brackets: [\"…\", \"…\"]".to_owned(),
-            };
-            self.mistake(key, "this must be a list", &help, Some(value.span()));
-            return None;
-        };
-        let judged = items
+        let judged = self
+            .items(key, value)?
             .iter()
             .filter_map(|item| Some(Spanned::new(item.span(), self.judge(key, item, parse)?)));
         Some(judged.collect())
+    }
+
+    /// The items of a list, none of them judged; `None` when nothing was written, or no list.
+    pub(super) fn items<'a>(&mut self, key: &str, value: &'a Key) -> Option<&'a [Spanned<Raw>]> {
+        let value = value.as_ref()?;
+        let help = match value.get_ref() {
+            Raw::List(items) => return Some(items),
+            Raw::Text(text) => format!("write it in brackets: [{text:?}]"),
+            Raw::Table(_) => "write it in brackets: [{ … }]".to_owned(),
+            _ => "write text in quotes within brackets: [\"…\", \"…\"]".to_owned(),
+        };
+        self.mistake(key, "this must be a list", &help, Some(value.span()));
+        None
+    }
+
+    /// The values of a table within a table, in the order of `known`, and where it stands; `None` when it is no table.
+    pub(super) fn open<const N: usize>(
+        &mut self,
+        at: &str,
+        table: &Spanned<Raw>,
+        example: &str,
+        known: [&str; N],
+    ) -> Option<[Key; N]> {
+        let Raw::Table(entries) = table.get_ref() else {
+            self.mistake(
+                at,
+                "a single value where a table belongs",
+                &format!("write {example}"),
+                Some(table.span()),
+            );
+            return None;
+        };
+        let mut values = [const { None }; N];
+        for (key, value) in entries {
+            match known.iter().position(|known| known == key.get_ref()) {
+                Some(place) => values[place] = Some(value.clone()),
+                None => self.mistake(
+                    &format!("{at}.{}", key.get_ref().escape_debug()),
+                    "there is no such key here",
+                    &unknown_key_help(key.get_ref(), &known),
+                    Some(key.span()),
+                ),
+            }
+        }
+        Some(values)
     }
 
     /// One of a few words, the first of which is the default.
@@ -125,6 +183,26 @@ impl Findings {
     pub(super) fn count(&mut self, key: &str, value: &Key, default: usize) -> usize {
         self.value(key, value, |raw| values::integer(raw, 1..=MOST))
             .unwrap_or(default)
+    }
+
+    /// A whole number within bounds.
+    pub(super) fn number(
+        &mut self,
+        key: &str,
+        value: &Key,
+        bounds: RangeInclusive<u16>,
+        default: u32,
+    ) -> u32 {
+        self.value(key, value, |raw| values::number(raw, bounds))
+            .unwrap_or(default)
+    }
+
+    /// A key that says nothing where it was written, because of what is said elsewhere.
+    pub(super) fn useless(&mut self, key: &str, value: &Key, because: &str, help: &str) {
+        if let Some(value) = value {
+            let problem = format!("means nothing here: {because}");
+            self.mistake(key, &problem, help, Some(value.span()));
+        }
     }
 
     pub(super) fn mistake(
@@ -182,6 +260,46 @@ impl Findings {
             );
         }
         pair
+    }
+
+    /// Two values of which the first may not exceed the second. A default never makes a mistake of what is written: it gives way.
+    pub(super) fn pair<T: Copy + PartialOrd>(
+        &mut self,
+        low: Side<'_, T>,
+        high: Side<'_, T>,
+        text: fn(T) -> String,
+    ) -> [T; 2] {
+        let low_is = self.value(low.key, low.value, low.parse);
+        let high_is = self.value(high.key, high.value, high.parse);
+        let (Some(low_is), Some(high_is)) = (low_is, high_is) else {
+            let lesser = |a: T, b: T| if b < a { b } else { a };
+            let greater = |a: T, b: T| if b > a { b } else { a };
+            return match (low_is, high_is) {
+                (Some(low_is), _) => [low_is, greater(high.default, low_is)],
+                (_, Some(high_is)) => [lesser(low.default, high_is), high_is],
+                _ => [low.default, high.default],
+            };
+        };
+        if low_is > high_is {
+            let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+            let (less, more) = (last(low.key), last(high.key));
+            let problem = format!(
+                "{more} = {} is less than {less} = {}",
+                text(high_is),
+                text(low_is)
+            );
+            let help = format!("write {more} = {} or more", text(low_is));
+            self.mistake(
+                high.key,
+                &problem,
+                &help,
+                high.value.as_ref().map(Spanned::span),
+            );
+            if let (Some(mistake), Some(low)) = (self.mistakes.last_mut(), low.value) {
+                mistake.other = Some((low.span(), "this may not be the greater".to_owned()));
+            }
+        }
+        [low_is, high_is]
     }
 
     /// A list of networks; an empty one would trust nobody.

@@ -2,24 +2,22 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::Arc;
 
 use toml::Spanned;
 
 use super::Builder;
 use super::findings::{strip, trusts_nobody};
 use super::places::Placed;
+use super::routes::Names;
 use crate::config::file::{Key, ListenerTable, Raw};
-use crate::config::values::{self, nearest};
-use crate::config::{
-    CrcPolicy, Listener, Peers, ProxyProtocol, SocketOptions, addresses, defaults,
-};
+use crate::config::values;
+use crate::config::{CrcPolicy, Listener, Peers, ProxyProtocol, addresses, defaults};
 
 impl Builder {
     pub(super) fn listener(
         &mut self,
         spanned: &Spanned<ListenerTable>,
-        upstreams: &[Option<Arc<str>>],
+        upstreams: Names<'_>,
     ) -> Option<Listener> {
         let table = spanned.get_ref();
         let place = spanned.span();
@@ -31,11 +29,39 @@ impl Builder {
             addresses::name,
         );
         let bind = self.binds(&table.bind, &place);
-        let upstream = self.chosen_upstream(table, &place, upstreams);
         let modes = [("v2", ProxyProtocol::V2), ("off", ProxyProtocol::Off)];
         let proxy_protocol =
             self.found
                 .word("listener.proxy_protocol", &table.proxy_protocol, &modes);
+        let routes = self.routes(&table.routes, proxy_protocol, upstreams);
+        let routed =
+            matches!(&table.routes, Some(routes) if *routes.get_ref() != Raw::List(Vec::new()));
+        let upstream = if routed && table.upstream.is_none() {
+            Some(None)
+        } else {
+            self.upstream_named("listener.upstream", &table.upstream, &place, upstreams)
+                .map(Some)
+        };
+        let [peek_size, peek_timeout] = [&table.peek_size, &table.peek_timeout];
+        let peeks = look_into_bytes(&table.routes);
+        if !peeks {
+            for (key, value) in [("peek_size", peek_size), ("peek_timeout", peek_timeout)] {
+                self.found.useless(
+                    &format!("listener.{key}"),
+                    value,
+                    "no route looks at what the client sends",
+                    "remove it, or add a route with sni or host",
+                );
+            }
+        }
+        let peek_size = self.found.value("listener.peek_size", peek_size, |raw| {
+            values::size(raw, 1024..=64 * 1024)
+        });
+        let peek_timeout = self.found.time(
+            "listener.peek_timeout",
+            peek_timeout,
+            defaults::PEEK_TIMEOUT,
+        );
         let trusted_peers = self.trusted_peers(&table.trusted_peers, proxy_protocol, &place);
         let first_byte_timeout = self.found.time(
             "listener.first_byte_timeout",
@@ -69,13 +95,14 @@ impl Builder {
             defaults::MAX_SESSIONS,
         );
         let session = self.session("listener.session", &table.session);
+        let socket = self.socket("listener.socket", &table.socket);
         Some(Listener {
             name: name?,
             bind: bind?,
-            upstream: Some(upstream?),
-            routes: Vec::new(),
-            peek_size: defaults::PEEK_SIZE,
-            peek_timeout: defaults::PEEK_TIMEOUT,
+            upstream: upstream?,
+            routes: routes.into_iter().map(|(route, _)| route).collect(),
+            peek_size: peek_size.unwrap_or(defaults::PEEK_SIZE),
+            peek_timeout,
             proxy_protocol,
             trusted_peers: trusted_peers?,
             crc,
@@ -85,7 +112,7 @@ impl Builder {
             max_pending,
             max_sessions,
             session,
-            socket: SocketOptions::default(),
+            socket,
         })
     }
 
@@ -136,43 +163,19 @@ impl Builder {
         }
         Some(strip(binds))
     }
+}
 
-    fn chosen_upstream(
-        &mut self,
-        table: &ListenerTable,
-        place: &Range<usize>,
-        upstreams: &[Option<Arc<str>>],
-    ) -> Option<usize> {
-        let names = || upstreams.iter().flatten().map(AsRef::as_ref);
-        let example = format!("upstream = {:?}", names().next().unwrap_or("control-plane"));
-        let wanted = self.found.required(
-            "listener.upstream",
-            &table.upstream,
-            place,
-            &example,
-            addresses::name,
-        )?;
-        let found = upstreams
+/// Whether a route asks for a name, be it right or wrong.
+fn look_into_bytes(routes: &Key) -> bool {
+    let items = match routes.as_ref().map(Spanned::get_ref) {
+        None => return false,
+        Some(Raw::List(items)) => items,
+        Some(_) => return true, // what it is meant to be nobody knows
+    };
+    items.iter().any(|item| match item.get_ref() {
+        Raw::Table(entries) => entries
             .iter()
-            .position(|name| name.as_ref() == Some(&wanted));
-        if found.is_none() {
-            let list = names()
-                .map(|name| format!("{name:?}"))
-                .collect::<Vec<_>>()
-                .join(", ");
-            let help = match nearest(&wanted, names()) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None if list.is_empty() => format!("add [[upstream]] with name = {wanted:?}"),
-                None => format!("write one of {list}, or add [[upstream]] with name = {wanted:?}"),
-            };
-            let span = table.upstream.as_ref().map(Spanned::span);
-            self.found.mistake(
-                "listener.upstream",
-                &format!("there is no upstream {wanted:?}"),
-                &help,
-                span,
-            );
-        }
-        found
-    }
+            .any(|(key, _)| ["sni", "host"].contains(&key.get_ref().as_str())),
+        _ => true,
+    })
 }

@@ -3,6 +3,9 @@
 mod findings;
 mod listener;
 mod places;
+mod resolver;
+mod routes;
+mod socket;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -11,13 +14,13 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
-use self::findings::{Findings, strip};
+use self::findings::Findings;
 use self::places::Placed;
 use super::error::Mistake;
 use super::file::{File, HealthTable, Key, Raw, RelayTable, SessionTable};
 use super::{
-    Bound, CloseWith, Config, Drain, Family, HealthPort, Log, LogFormat, Peers, Relay, RelayMode,
-    Resolver, SessionKeys, Target, addresses, defaults, values,
+    Bound, CloseWith, Config, Drain, HealthPort, Log, LogFormat, Peers, Relay, RelayMode,
+    SessionKeys, Target, addresses, defaults, identity, values,
 };
 
 /// Judges the file.
@@ -92,27 +95,10 @@ impl Builder {
                 })
                 .unwrap_or(tracing::Level::INFO),
         };
-        let families = [
-            ("any", Family::Any),
-            ("ipv4", Family::Ipv4),
-            ("ipv6", Family::Ipv6),
-        ];
-        let resolver = Resolver {
-            servers: self
-                .found
-                .list(
-                    "resolver.servers",
-                    &file.resolver.servers,
-                    addresses::name_server,
-                )
-                .map(strip)
-                .unwrap_or_default(),
-            family: self
-                .found
-                .word("resolver.family", &file.resolver.family, &families),
-            search: Vec::new(),
-            queries_per_second: defaults::QUERIES_PER_SECOND,
-        };
+        let resolver = self.resolver(&file.resolver);
+        let relay_id = self
+            .found
+            .value("relay_id", &file.relay_id, addresses::relay_id);
         let session = self.session("session", &file.session);
         let relay = self.relay(&file.relay);
         let max_accounts =
@@ -168,7 +154,7 @@ impl Builder {
             log,
             session,
             relay,
-            relay_id: "relay".into(),
+            relay_id: relay_id.unwrap_or_else(identity::relay_id),
             resolver,
             max_accounts,
             max_metric_endpoints,

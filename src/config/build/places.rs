@@ -87,6 +87,34 @@ pub(super) fn duplicate_binds(binds: &[Placed<SocketAddr>]) -> impl Iterator<Ite
     })
 }
 
+/// Each target of an upstream once, whatever its priority and weight: the second would only count the first double.
+pub(super) fn duplicate_targets(targets: &[Placed<Target>]) -> impl Iterator<Item = Mistake> + '_ {
+    targets.iter().enumerate().filter_map(|(index, later)| {
+        let same = |earlier: &&Placed<Target>| {
+            earlier.value.port == later.value.port
+                && same_host(&earlier.value.host, &later.value.host)
+        };
+        let earlier = targets[..index].iter().find(same)?;
+        let problem = format!("{} is a target of this upstream already", later.value);
+        Some(clash(
+            earlier,
+            later.key,
+            later.span.clone(),
+            problem,
+            "first named here",
+            "remove one of them; a larger share is given by weight",
+        ))
+    })
+}
+
+fn same_host(a: &Host, b: &Host) -> bool {
+    match (a, b) {
+        (Host::Literal(a), Host::Literal(b)) => a == b,
+        (Host::Name(a), Host::Name(b)) => a.eq_ignore_ascii_case(b),
+        _ => false,
+    }
+}
+
 /// No target that is one of our own listeners: the first connection would go round until the descriptors run out.
 pub(super) fn loops<'a>(
     listeners: &'a [Placed<SocketAddr>],
