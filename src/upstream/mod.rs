@@ -13,6 +13,7 @@ pub mod balance;
 pub mod connect;
 pub mod named;
 pub mod pace;
+pub mod probe;
 pub mod question;
 pub mod resolver;
 pub mod roster;
