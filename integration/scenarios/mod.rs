@@ -19,8 +19,11 @@ mod ends;
 mod fairness;
 mod half_close;
 mod header;
+mod hello;
+mod identity;
 mod large;
 mod long_way;
+mod loops;
 mod modes;
 mod operation;
 mod options;
@@ -32,6 +35,8 @@ mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod routes;
+mod routes_refused;
 mod segments;
 mod soaked;
 #[path = "../soak/streams.rs"]
@@ -61,6 +66,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         soaked::tests(),
         modes::tests(),
         segments::tests(),
+        routes::tests(),
+        routes_refused::tests(),
+        identity::tests(),
+        loops::tests(),
         blocked::tests(),
         both_lost::tests(),
         urgent::tests(),
