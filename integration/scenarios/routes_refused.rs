@@ -240,13 +240,10 @@ fn whoever_is_looked_at_keeps_its_place_in_the_waiting_room() {
         for mut agent in first.into_iter().chain(more) {
             let _ = agent.write(&REQUEST[20..]).await; // it may have been reset
             let _ = agent.finish();
-            match agent.read_to_end().await.unwrap() {
-                (back, End::Fin) => {
-                    assert_eq!(back, REQUEST);
-                    served += 1;
-                }
-                (back, End::Reset) => assert_eq!(back, b""),
-            }
+            // One that was reset may have told so to the write already.
+            let (back, _) = agent.read_to_end().await.unwrap();
+            assert!(back.is_empty() || back == REQUEST);
+            served += usize::from(back == REQUEST);
         }
         served
     });
