@@ -27,9 +27,9 @@ use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
 use crate::systemd;
 use crate::telemetry::DroppedLines;
-use crate::upstream::Upstream;
 use crate::upstream::named::Named;
 use crate::upstream::resolver::{self, ResolverError};
+use crate::upstream::{Upstream, health as upstream_health, probe};
 use crate::worker::{Door, Worker, WorkerError};
 
 /// Why the relay does not run, or ran no longer.
@@ -292,10 +292,15 @@ fn start_upstreams(
     let own: Arc<[SocketAddr]> = own.copied().collect();
     let mut resolver: Option<Arc<_>> = None;
     let mut upstreams = Vec::new();
+    let places = Arc::new(Semaphore::new(probe::AT_ONCE));
     for (place, settings) in config.upstreams.iter().enumerate() {
         let upstream = Arc::new(Upstream::new(place, settings, config.resolver.family));
         let kept = upstream.clone();
         spawn_local(async move { kept.keep().await });
+        spawn_local(upstream_health::keep_asking(
+            upstream.clone(),
+            places.clone(),
+        ));
         for (index, target) in settings.targets.iter().enumerate() {
             let Host::Name(name) = &target.host else {
                 continue;
