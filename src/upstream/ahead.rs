@@ -23,7 +23,7 @@ use rustix::net::{RecvFlags, recv};
 use super::AheadOutcome;
 use super::address::{Address, Hold};
 use super::connect::{Connected, Dialer};
-use super::roster::Snapshot;
+use super::snapshot::Snapshot;
 use crate::config::Ahead;
 use crate::leg;
 use crate::reactor::Watched;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::address::Address;
-use super::roster::{Choice, Snapshot};
+use super::snapshot::{Choice, Snapshot};
 use crate::config::Balance;
 
 /// What an address that has just come back begins with, of its share.

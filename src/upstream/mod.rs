@@ -20,6 +20,7 @@ pub mod resolver;
 pub mod roster;
 #[cfg(test)]
 mod roster_tests;
+pub mod snapshot;
 pub mod system;
 
 use std::net::SocketAddr;
@@ -32,7 +33,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::config::{self, Family};
-use roster::{Counts, Event, Member, Roster, Snapshot, State};
+use roster::{Counts, Event, Member, Roster, State};
+use snapshot::Snapshot;
 
 /// Upper ends of the connect histogram's buckets, in seconds: a zone, a Region next door, the other side of the world, lost SYNs.
 const CONNECT_BUCKETS: [f64; 12] = [
