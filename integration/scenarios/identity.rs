@@ -1,6 +1,7 @@
 //! P10, P11, P15: what an upstream is told of a client, and when.
 
 use libtest_mimic::Trial;
+use tokio::net::TcpListener;
 
 use super::{
     raw_header::{self, endpoint, tlv},
@@ -13,7 +14,7 @@ use crate::{
         nlb::header::{self, crc32c},
         origin::{Manner, Origin},
         relay::{Baseline, Start},
-        stream::End,
+        stream::{self, End},
     },
 };
 
@@ -46,6 +47,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         claim(
             "connection_dialled_ahead_begins_with_its_own_clients_header",
             connection_dialled_ahead_begins_with_its_own_clients_header,
+        ),
+        claim(
+            "whoever_takes_the_place_of_a_connection_that_was_given_up_is_told_too",
+            whoever_takes_the_place_of_a_connection_that_was_given_up_is_told_too,
         ),
     ]
 }
@@ -346,4 +351,45 @@ fn connection_dialled_ahead_begins_with_its_own_clients_header() {
     world.wait_closed("completed", 1);
     let taken = [("outcome", "taken")];
     assert_eq!(world.relay.metric("tollgate_ahead_total", &taken), 1);
+}
+
+fn whoever_takes_the_place_of_a_connection_that_was_given_up_is_told_too() {
+    let hosts = Hosts::new("again");
+    // The first connection is given up when something is said on it; what is said on the others comes back.
+    hosts.origin.spawn(async {
+        let listener = TcpListener::bind(ORIGIN).await.unwrap();
+        for number in 0.. {
+            let (connection, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                while let Ok(Some(said)) = stream::read(&connection, <[u8]>::to_vec).await {
+                    if number == 0 {
+                        return stream::reset(connection);
+                    }
+                    stream::write(&connection, &said, |_| ()).await.unwrap();
+                }
+            });
+        }
+    });
+    let keys = "proxy_protocol = \"v2\"\nahead = { min = 1, max = 1, max_age = \"30s\" }";
+    let start = telling(keys).replace("[health]", "workers = 1\n[health]");
+    let relay = start.on(&hosts.relay);
+    relay.wait_metric("tollgate_ahead_connections", &[], 1);
+    hosts.node.run(async {
+        let mut agent = connected(ENDPOINT).await.unwrap();
+        let id = endpoint(ENDPOINT.as_bytes());
+        let told = summed(0x11, &IPV4, &[id, own(1, "relay-a")].concat());
+        assert_eq!(agent.read(told.len()).await.unwrap(), told);
+        agent.finish().unwrap();
+        assert_eq!(agent.read_to_end().await.unwrap(), (vec![], End::Fin));
+    });
+    let completed = [("reason", "completed")];
+    relay.wait_metric("tollgate_connections_closed_total", &completed, 1);
+    for outcome in ["taken", "stale"] {
+        let labels = [("outcome", outcome)];
+        assert_eq!(
+            relay.metric("tollgate_ahead_total", &labels),
+            1,
+            "{outcome}"
+        );
+    }
 }
