@@ -28,6 +28,7 @@ mod peers;
 mod pipe_quota;
 mod plain;
 mod pressure;
+mod probe;
 mod random;
 mod raw_header;
 mod regression;
@@ -57,6 +58,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         half_close::tests(),
         bounds::tests(),
         pressure::tests(),
+        probe::tests(),
         random::tests(),
         soaked::tests(),
         modes::tests(),
