@@ -20,6 +20,7 @@ mod fairness;
 mod half_close;
 mod header;
 mod large;
+mod legs;
 mod long_way;
 mod modes;
 mod operation;
@@ -57,6 +58,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ends::tests(),
         half_close::tests(),
         bounds::tests(),
+        legs::tests(),
         pressure::tests(),
         probe::tests(),
         random::tests(),
