@@ -9,8 +9,9 @@
 //! 3. **Route.** [`route`] chooses the upstream: by endpoint and network, and where an entry asks for a name, by what [`peek`] finds in the
 //!    client's first bytes, which are passed on untouched.
 //! 4. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
-//! 5. **Connect.** [`upstream::connect`] takes the upstream's addresses in turn, as [`upstream::resolver`] keeps them on the control
-//!    thread. Where the upstream wants to know who is behind the connection, it begins with a header of ours
+//! 5. **Connect.** [`upstream::connect`] tries the upstream's addresses in the order of [`upstream::balance`], or takes a connection that
+//!    was dialled [`upstream::ahead`]. Which there are and which serve is known on the control thread ([`upstream::named`],
+//!    [`upstream::roster`], [`upstream::health`]). Where the upstream wants to know who is behind the connection, it begins with a header of ours
 //!    ([`proxy_protocol::identity`]).
 //! 6. **Relay.** Both sockets go to the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
 //!    and resets, and bounds the session's time.

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod ahead;
+mod balance;
 mod blocked;
 mod both_lost;
 mod bounds;
@@ -74,6 +76,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         crowd::tests(),
         pipe_quota::tests(),
         connect::tests(),
+        balance::tests(),
+        ahead::tests(),
         t4::tests(),
         regression::tests(),
         regression_bounds::tests(),
