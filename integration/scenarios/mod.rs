@@ -27,6 +27,7 @@ mod hello;
 mod identity;
 mod journal;
 mod large;
+mod legs;
 mod long_way;
 mod loops;
 mod modes;
@@ -70,6 +71,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ends::tests(),
         half_close::tests(),
         bounds::tests(),
+        legs::tests(),
         pressure::tests(),
         probe::tests(),
         random::tests(),
