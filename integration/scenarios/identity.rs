@@ -13,7 +13,7 @@ use crate::{
         agent::Agent,
         nlb::header::{self, crc32c},
         origin::{Manner, Origin},
-        relay::{Baseline, Start},
+        relay::{Baseline, Relay, Start},
         stream::{self, End},
     },
 };
@@ -333,13 +333,17 @@ fn second_header_never_says_who_a_client_is() {
     world.assert_at_rest();
 }
 
+/// Waits until the first connection is there: the gauge counts one that is still being made.
+#[track_caller]
+fn wait_ahead(relay: &Relay) {
+    relay.wait_metric("tollgate_upstream_connect_seconds_count", &[], 1);
+}
+
 fn connection_dialled_ahead_begins_with_its_own_clients_header() {
     let keys = "proxy_protocol = \"v2\"\nahead = { min = 1, max = 1, max_age = \"30s\" }";
     let start = telling(keys).replace("[health]", "workers = 1\n[health]");
     let world = World::with("readymade", Manner::Echo, start);
-    world
-        .relay
-        .wait_metric("tollgate_ahead_connections", &[], 1);
+    wait_ahead(&world.relay);
     world.node.run(async {
         let mut agent = connected(ENDPOINT).await.unwrap();
         let id = endpoint(ENDPOINT.as_bytes());
@@ -373,7 +377,7 @@ fn whoever_takes_the_place_of_a_connection_that_was_given_up_is_told_too() {
     let keys = "proxy_protocol = \"v2\"\nahead = { min = 1, max = 1, max_age = \"30s\" }";
     let start = telling(keys).replace("[health]", "workers = 1\n[health]");
     let relay = start.on(&hosts.relay);
-    relay.wait_metric("tollgate_ahead_connections", &[], 1);
+    wait_ahead(&relay);
     hosts.node.run(async {
         let mut agent = connected(ENDPOINT).await.unwrap();
         let id = endpoint(ENDPOINT.as_bytes());
