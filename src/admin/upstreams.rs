@@ -136,11 +136,7 @@ impl Families {
         self.retries.add(&labels, dialled.retries.load(Relaxed));
         self.denied.add(&labels, dialled.denied.load(Relaxed));
         if upstream.settings.ahead.is_some() {
-            let waiting = standing
-                .members
-                .iter()
-                .map(|(member, _)| member.address.ahead());
-            self.waiting.add(&labels, waiting.map(u64::from).sum());
+            self.waiting.add(&labels, dialled.waiting.load(Relaxed));
             for outcome in AheadOutcome::ALL {
                 let n = dialled.ahead[outcome as usize].load(Relaxed);
                 self.ahead.add(&[name, ("outcome", outcome.name())], n);

@@ -76,6 +76,8 @@ pub struct Dialled {
     pub retries: AtomicU64,
     /// Tries that the retry budget did not allow.
     pub denied: AtomicU64,
+    /// Connections dialled ahead that wait for a session now.
+    pub waiting: AtomicU64,
     /// What became of connections dialled ahead, and of sessions that looked for one.
     pub ahead: [AtomicU64; AheadOutcome::ALL.len()],
 }

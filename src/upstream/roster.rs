@@ -304,9 +304,16 @@ impl Roster {
     pub fn look(&mut self, now: Instant) {
         let slow_start = self.settings.slow_start;
         let eject = self.settings.eject;
+        // Groups in which an address that was used has not been reset.
+        let fine = |member: &&Member| {
+            member.is_usable() && member.address.early_resets() == 0 && member.address.opened() > 0
+        };
+        let well = self.members.iter().filter(fine);
+        let well: BTreeSet<u32> = well.map(|member| member.priority).collect();
         for member in &mut self.members {
             let before = member.state(now, slow_start);
-            if let Some((pause, why)) = member.fails(eject, now) {
+            let others_do_well = well.contains(&member.priority);
+            if let Some((pause, why)) = member.fails(eject, others_do_well, now) {
                 let why = format!("{why}; left alone for {}", config::duration_text(pause));
                 member.ejected = Some((now + pause, why));
                 self.counts.ejections += 1;
@@ -538,9 +545,14 @@ impl Member {
     }
 
     /// Whether it has failed often enough to be left alone: for how long, and why.
-    fn fails(&mut self, eject: Eject, now: Instant) -> Option<(Duration, String)> {
+    fn fails(
+        &mut self,
+        eject: Eject,
+        others_do_well: bool,
+        now: Instant,
+    ) -> Option<(Duration, String)> {
         let after = eject.after?;
-        let (failures, what) = self.address.failures();
+        let (failures, what) = self.address.failures(others_do_well);
         if self.ejected.is_some() || failures < after {
             return None;
         }
