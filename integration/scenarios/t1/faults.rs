@@ -189,6 +189,8 @@ fn addresses_replaced() {
 fn black_hole() {
     let scene = Scene {
         tables: format!("{SAY_WHERE}\n{SOON_GIVEN_UP}"),
+        // Longer than an agent waits: who depends on it is lost.
+        upstream: "connect_timeout = \"60s\"\nconnect_deadline = \"60s\"".to_owned(),
         ..Scene::default()
     };
     let world = World::new("t1-zone", scene);
@@ -218,7 +220,8 @@ fn region_cut() {
     let scene = Scene {
         regions: 3,
         tables: format!("{SAY_WHERE}\n{SOON_GIVEN_UP}"),
-        upstream: "health = { check = \"tcp\", interval = \"300ms\", timeout = \"250ms\", rise = 2, fall = 2 }\n\
+        upstream: "connect_timeout = \"60s\"\nconnect_deadline = \"60s\"\n\
+                   health = { check = \"tcp\", interval = \"500ms\", timeout = \"500ms\", rise = 2, fall = 3 }\n\
                    eject = { pause = \"1s\", longest = \"2s\" }\n\
                    failover = { back_after = \"1s\" }"
             .to_owned(),
@@ -247,6 +250,8 @@ fn region_cut() {
     let over = Instant::now();
     traffic.wait_more(12);
     traffic.give_up(fault);
+    // None of the others waits for the main Region to be back.
+    traffic.wait_begun();
     for wan in world.wans.values() {
         wan.restore();
     }
@@ -276,11 +281,11 @@ fn region_cut() {
             assert!(standby, "{connection:?}");
         }
     }
-    assert_eq!(
-        world.counts().sum("tollgate_upstream_failovers_total", &[]),
-        2 * 2 * 2 * 2 * SIGNALS.len() as u64,
-        "there and back, in two Regions, two relays, all upstreams"
-    );
+    for relay in world.regions[1..].iter().flat_map(|region| &region.relays) {
+        let failovers = relay.metric("tollgate_upstream_failovers_total", &[]);
+        let there_and_back = 2 * 2 * SIGNALS.len() as u64;
+        assert!(failovers >= there_and_back, "{failovers}");
+    }
     at_rest(&world);
 }
 
