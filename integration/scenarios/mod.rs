@@ -23,10 +23,13 @@ mod failover;
 mod fairness;
 mod half_close;
 mod header;
+mod hello;
+mod identity;
 mod journal;
 mod large;
 mod legs;
 mod long_way;
+mod loops;
 mod modes;
 mod operation;
 mod options;
@@ -39,6 +42,8 @@ mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod routes;
+mod routes_refused;
 mod segments;
 mod soaked;
 #[path = "../soak/streams.rs"]
@@ -73,6 +78,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         soaked::tests(),
         modes::tests(),
         segments::tests(),
+        routes::tests(),
+        routes_refused::tests(),
+        identity::tests(),
+        loops::tests(),
         blocked::tests(),
         both_lost::tests(),
         urgent::tests(),
