@@ -15,6 +15,9 @@ mod bounds;
 mod chaos;
 mod connect;
 mod crowd;
+mod dns;
+mod dns_faults;
+mod dns_files;
 mod ends;
 mod fairness;
 mod half_close;
@@ -70,6 +73,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         crowd::tests(),
         pipe_quota::tests(),
         connect::tests(),
+        dns::tests(),
+        dns_faults::tests(),
+        dns_files::tests(),
         t4::tests(),
         regression::tests(),
         regression_bounds::tests(),

@@ -61,6 +61,8 @@ struct Family {
     failures: u32,
     next: Instant,
     asked: Option<Instant>,
+    /// When its last question was answered, or not.
+    answered: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +94,8 @@ pub enum Standing {
 pub struct Booked {
     /// It counts as a failure. That a name has addresses of one family only is none.
     pub failure: bool,
-    /// The other family is to be asked for now: addresses of this one have gone and may have come back as addresses of that one.
+    /// The other family is to be asked for now: addresses of this one have gone. They may have come back as addresses of that one, or the
+    /// whole name has gone.
     pub ask_other: bool,
 }
 
@@ -108,6 +111,7 @@ impl Resolution {
             failures: 0,
             next: now,
             asked: None,
+            answered: None,
         };
         let kinds = kinds.iter().map(|kind| (*kind, family())).collect();
         Self { bounds, kinds }
@@ -204,7 +208,6 @@ impl Resolution {
             }
             (Answer::None(good_for), Some(ttl)) => {
                 (family.last, family.failures) = (Last::None, 0);
-                family.good.clear(); // they left: no failure of the other family may bring them back
                 until_next(good_for.unwrap_or(ttl), &bounds, chance)
             }
             (Answer::None(_), None) => {
@@ -216,29 +219,28 @@ impl Resolution {
                 family.not_good(Last::Failed, &bounds, chance)
             }
         };
-        family.next = now + pause;
+        (family.next, family.answered) = (now + pause, Some(now));
         let last = family.last;
-        booked.ask_other = before == Last::Good && last == Last::None;
+        let had = last == Last::None && !family.good.is_empty();
+        booked.ask_other = had && (before == Last::Good || elsewhere.is_some());
         for (_, other) in self.kinds.iter_mut().filter(|(k, _)| *k != kind) {
             if booked.ask_other {
                 other.next = other.next.min(other.requestable(now));
             }
             if last == Last::Good && other.last == Last::None {
-                other.good.clear();
+                other.good.clear(); // it is the family that has gone, not the name: nothing may bring them back
             }
         }
         booked
     }
 
-    /// The addresses to use now, each once. A family that does not exist is empty where the other has a good answer; else, and where a
-    /// family's question failed, its last good answer serves, as long as `stale_for` lets it.
+    /// The addresses to use now, each once. The last good answer of a family serves as long as `stale_for` lets it, when its question
+    /// failed and when it has gone; but not when the other family, asked after that, is there.
     #[must_use]
     pub fn current(&self, now: Instant) -> Vec<IpAddr> {
-        let elsewhere = self.has(Last::Good);
         let serves = |family: &Family| match family.last {
             Last::Unasked => false,
             Last::Good => true,
-            Last::None if elsewhere => false,
             Last::None | Last::Failed => {
                 let age = now.saturating_duration_since(family.since);
                 self.bounds.stale_for.is_none_or(|bound| age < bound)
@@ -262,6 +264,20 @@ impl Resolution {
             _ if self.has(Last::Unasked) => Standing::Unknown,
             _ => Standing::Nothing,
         }
+    }
+
+    /// Whether [`Standing::Partly`] is more than the moment between two answers: the family that failed has failed again since the other
+    /// was good.
+    #[must_use]
+    pub fn fails_in_part(&self) -> bool {
+        let of = |last: Last| {
+            let kinds = self.kinds.iter().map(|(_, family)| family);
+            kinds.filter(move |family| family.last == last)
+        };
+        let again = |failed: &Family| {
+            failed.failures > 1 && of(Last::Good).any(|good| failed.answered > good.answered)
+        };
+        of(Last::Failed).any(again)
     }
 
     /// Whether what was said of a family's last question explains something: it failed, or there is no such family and no other.

@@ -173,14 +173,55 @@ fn a_family_that_never_answers_is_a_note_and_no_more() {
 }
 
 #[test]
-fn a_family_that_went_while_the_other_stood_does_not_come_back_with_its_failure() {
+fn a_family_that_goes_is_in_use_until_the_other_was_asked() {
     let mut name = Name::new(None, &BOTH);
     name.answered(Kind::V4, v4(&[1], MINUTE));
     name.answered(Kind::V6, v6(MINUTE));
-    assert!(!name.answered(Kind::V4, Answer::None(None)).failure);
+    name.now += 30 * S;
+    let booked = name.answered(Kind::V4, Answer::None(None));
+    assert!(!booked.failure && booked.ask_other);
+    assert_eq!(name.look(Kind::V6), Duration::ZERO, "is it the name?");
+    assert_eq!(name.current(), [ips(&[1]), six()].concat());
+    name.answered(Kind::V6, v6(MINUTE));
     assert_eq!((name.current(), name.standing()), (six(), Standing::Fresh));
     assert!(name.answered(Kind::V6, Answer::None(None)).failure);
-    assert_eq!((name.current(), name.standing()), (six(), Standing::Stale));
+    assert_eq!(
+        (name.current(), name.standing()),
+        (six(), Standing::Stale),
+        "what went before stays away"
+    );
+}
+
+#[test]
+fn a_name_that_goes_as_a_whole_keeps_both_families() {
+    let mut name = Name::new(None, &BOTH);
+    name.answered(Kind::V4, v4(&[1], MINUTE));
+    name.answered(Kind::V6, v6(MINUTE));
+    name.answered(Kind::V4, Answer::None(None));
+    name.answered(Kind::V6, Answer::None(None));
+    for _ in 0..3 {
+        assert_eq!(name.current(), [ips(&[1]), six()].concat());
+        assert_eq!(name.standing(), Standing::Stale);
+        assert!(!name.answered(Kind::V4, Answer::None(None)).ask_other);
+        assert!(!name.answered(Kind::V6, Answer::None(None)).ask_other);
+    }
+}
+
+#[test]
+fn in_part_is_said_when_it_is_more_than_a_moment() {
+    let mut name = Name::new(None, &BOTH);
+    let mut answered = |kind, answer| {
+        name.now += S;
+        name.answered(kind, answer);
+        name.resolution.fails_in_part()
+    };
+    assert!(!answered(Kind::V4, v4(&[1], MINUTE)));
+    assert!(!answered(Kind::V6, Answer::Failed));
+    assert!(answered(Kind::V6, Answer::Failed));
+    assert!(!answered(Kind::V4, Answer::Failed), "it fails as a whole");
+    assert!(!answered(Kind::V4, v4(&[1], MINUTE)), "it comes back");
+    assert!(answered(Kind::V6, Answer::Failed), "but not this part");
+    assert!(!answered(Kind::V6, v6(MINUTE)));
 }
 
 #[test]
