@@ -6,14 +6,18 @@
 //!    [`spread`] decides which worker keeps it. It gets a place in the [`waiting_room`], which bounds how many may be silent.
 //! 2. **Header.** [`proxy_protocol::read`] collects bytes until [`proxy_protocol::decode`] has one whole PROXY protocol v2 header; what
 //!    came with it is payload. LOCAL is a health check and is answered by [`admin::health`].
-//! 3. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
-//! 4. **Connect.** [`upstream::connect`] takes the upstream's addresses in turn, as [`upstream::resolver`] keeps them on the control
-//!    thread.
-//! 5. **Relay.** Both sockets go to the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
+//! 3. **Route.** [`route`] chooses the upstream: by endpoint and network, and where an entry asks for a name, by what [`peek`] finds in the
+//!    client's first bytes, which are passed on untouched.
+//! 4. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
+//! 5. **Connect.** [`upstream::connect`] tries the upstream's addresses in the order of [`upstream::balance`], or takes a connection that
+//!    was dialled [`upstream::ahead`]. Which there are and which serve is known on the control thread ([`upstream::named`],
+//!    [`upstream::roster`], [`upstream::health`]). Where the upstream wants to know who is behind the connection, it begins with a header of ours
+//!    ([`proxy_protocol::identity`]).
+//! 6. **Relay.** Both sockets go to the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
 //!    and resets, and bounds the session's time.
-//! 6. **Close.** One [`account::CloseReason`], booked and logged in one place.
+//! 7. **Close.** One [`account::CloseReason`], booked and logged in one place.
 //!
-//! Steps 1 to 4 are one task, [`session::serve`]; step 5 and 6 are plain data in the engine. Both get their events from the worker's
+//! Steps 1 to 5 are one task, [`session::serve`]; step 6 and 7 are plain data in the engine. Both get their events from the worker's
 //! [`reactor`].
 //!
 //! # Threads

@@ -1,6 +1,6 @@
 //! The path of one connection, from accept to the engine.
 //!
-//! [`serve`] reads from top to bottom what a connection meets: a header, an account, an address, the relay. Whatever ends it
+//! [`serve`] reads from top to bottom what a connection meets: a header, a route, an account, an address, the relay. Whatever ends it
 //! before the relay ends it here, with one reason; [`crate::relay::engine`] does so afterwards.
 
 use std::cell::RefCell;
@@ -18,16 +18,22 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::account::{Account, AccountKey, Books, CloseReason, ListenerShard, Meter, Refusal};
+use crate::account::{
+    Account, AccountKey, Books, CloseReason, ListenerShard, Meter, PeekOutcome, Refusal,
+};
 use crate::admin::health;
-use crate::config::{self, ProxyProtocol, SessionLimits};
+use crate::config::{self, ProxyProtocol, SendProxy, SessionLimits};
 use crate::drain::Phase;
 use crate::leg;
+use crate::peek::read::peek;
+use crate::peek::{Name, Seen};
 use crate::proxy_protocol::decode::Rules;
-use crate::proxy_protocol::header::{Command, DIRECT, HeaderError};
-use crate::proxy_protocol::read::{NoHeader, Pending, Received, read_header};
+use crate::proxy_protocol::header::{Addresses, Command, DIRECT, HeaderError};
+use crate::proxy_protocol::identity::Identity;
+use crate::proxy_protocol::read::{NoHeader, Own, Pending, Received, read_header};
 use crate::reactor::{Reactor, Watched};
 use crate::relay::engine::{Engine, NewSession, Parties, Place};
+use crate::route::{Asked, Decision, Routes};
 use crate::spread::{Load, Spread};
 use crate::telemetry::LogLimiter;
 use crate::upstream::balance::key_of;
@@ -43,6 +49,12 @@ pub struct Entrance {
     pub index: usize,
     /// The worker's index.
     pub worker: usize,
+    /// Which of its upstreams a connection goes to.
+    pub routes: Routes,
+    /// The most that one of them wants to be told of its clients.
+    pub tells: SendProxy,
+    /// What this relay is called.
+    pub relay_id: Arc<str>,
     /// The ways its connections may take, by the upstream's index in the configuration; `None` where none of its routes leads.
     pub ways: Vec<Option<Rc<Way>>>,
     /// The books of the process.
@@ -89,6 +101,8 @@ struct Arrival {
     endpoint: Option<String>,
     client: SocketAddr,
     payload: Vec<u8>,
+    /// Where one of the listener's upstreams wants it. Boxed, because most have none.
+    identity: Option<Box<Identity>>,
 }
 
 /// Serves one accepted connection until the engine has it or it has ended.
@@ -99,7 +113,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         () = entrance.over.cancelled() => Err(End::Refused(Refusal::Draining)),
     };
     let Pending { client, peer, .. } = pending;
-    let arrival = match arrival {
+    let (mut arrival, way) = match arrival {
         Ok(arrival) => arrival,
         Err(End::HealthCheck(sent)) => {
             entrance.shard().health_checks.add(1);
@@ -120,22 +134,16 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         }
         Err(End::Header(error)) => return entrance.refuse_header(client, peer, error),
         Err(End::Refused(refusal)) => return entrance.refuse(client, peer, refusal),
-    };
-    let Some(way) = entrance.way() else {
-        return entrance.refuse(client, peer, Refusal::NoRoute);
+        Err(End::Unrouted) => return,
     };
     drop(ticket);
     let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
         return entrance.refuse(client, peer, Refusal::ListenerLimit);
     };
-    let account = entrance.account(way, arrival.endpoint.as_deref().unwrap_or(DIRECT));
+    let account = entrance.account(&way, arrival.endpoint.as_deref().unwrap_or(DIRECT));
     let meter = Meter::open(account, entrance.worker);
     let connected = tokio::select! {
-        connected = connect(way, &client, &arrival) => connected.map_err(|error| match error {
-            ConnectError::NoAddress => CloseReason::NoAddress,
-            ConnectError::Failed => CloseReason::ConnectFailed,
-            ConnectError::Reset => CloseReason::UpstreamReset,
-        }),
+        connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
         () = entrance.over.cancelled() => Err(CloseReason::Drained),
     };
     match connected {
@@ -148,7 +156,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
             let sockets = (client, socket);
             relay(
                 &entrance,
-                way,
+                &way,
                 sockets,
                 parties,
                 arrival.payload,
@@ -174,27 +182,48 @@ enum End {
     Header(HeaderError),
     /// It is turned away.
     Refused(Refusal),
+    /// No route takes it, which was counted and said.
+    Unrouted,
+}
+
+/// What happens while it is in the waiting room: who it is, and where it goes.
+async fn arrive(
+    entrance: &Entrance,
+    pending: &mut Pending,
+    ticket: &Ticket,
+) -> Result<(Arrival, Rc<Way>), End> {
+    let mut arrival = identify(entrance, pending, ticket).await?;
+    let way = choose(entrance, pending, ticket, &mut arrival).await?;
+    Ok((arrival, way))
 }
 
 /// Reads the header, where the listener wants one.
-async fn arrive(
+async fn identify(
     entrance: &Entrance,
     pending: &mut Pending,
     ticket: &Ticket,
 ) -> Result<Arrival, End> {
     let settings = &entrance.settings;
     if settings.proxy_protocol == ProxyProtocol::Off {
+        let identity =
+            || entrance.identity(leg::ends(&pending.client, pending.peer), Vec::new(), 0);
         return Ok(Arrival {
             endpoint: None,
             client: pending.peer,
             payload: Vec::new(),
+            identity: (entrance.tells != SendProxy::Off).then(identity),
         });
     }
     let rules = Rules {
         max_header: settings.max_header,
         crc: settings.crc,
     };
-    let received = read_header(pending, rules, settings.header_timeout, || ticket.heard()).await;
+    let own = Own {
+        relay_id: &entrance.relay_id,
+        keep_tlvs: entrance.tells == SendProxy::V2,
+    };
+    let timeout = settings.header_timeout;
+    let received = read_header(pending, rules, own, timeout, || ticket.heard()).await;
     match received {
         Ok(Received {
             command: Command::Local,
@@ -205,14 +234,23 @@ async fn arrive(
             command: Command::Proxy,
             endpoint,
             addresses,
+            tlvs,
+            hops,
             payload,
         }) => {
             let client =
                 addresses.map_or(pending.peer, |addresses| leg::canonical(addresses.source));
+            let mut identity = (entrance.tells != SendProxy::Off)
+                .then(|| entrance.identity(addresses, tlvs, hops));
+            if let Some(identity) = &mut identity {
+                let looked = identity.look(&payload, &entrance.relay_id);
+                looked.map_err(End::Header)?;
+            }
             Ok(Arrival {
                 endpoint,
                 client,
                 payload,
+                identity,
             })
         }
         Err(NoHeader::Empty) => Err(End::Empty),
@@ -220,29 +258,100 @@ async fn arrive(
     }
 }
 
-/// Connects a session to its upstream. A connection that was dialled ahead and turns out to have been given up by the upstream is replaced:
-/// as long as nothing of the client was sent, nothing is lost by that.
+/// Finds the way that the routes choose, and reads what the client says first where they ask for a name in it: it becomes the beginning of
+/// the payload.
+async fn choose(
+    entrance: &Entrance,
+    pending: &Pending,
+    ticket: &Ticket,
+    arrival: &mut Arrival,
+) -> Result<Rc<Way>, End> {
+    let (settings, client) = (&entrance.settings, arrival.client.ip());
+    let endpoint = arrival.endpoint.as_deref().unwrap_or(DIRECT);
+    let mut decision = entrance.routes.decide(endpoint, client, Asked::Unknown);
+    let mut seen = None;
+    if decision == Decision::LookFirst {
+        let deadline = Instant::now() + settings.peek_timeout;
+        let (payload, most) = (&mut arrival.payload, settings.peek_size);
+        let told = peek(&pending.client, payload, most, deadline, || ticket.heard()).await;
+        let silent = settings.proxy_protocol == ProxyProtocol::Off && arrival.payload.is_empty();
+        if silent && told.outcome == PeekOutcome::ClosedEarly {
+            return Err(End::Empty); // a TCP health check
+        }
+        entrance.shard().peeks[told.outcome as usize].add(1);
+        let told = seen.insert(told);
+        decision = match &told.name {
+            _ if told.outcome.refuses() => Decision::Refused,
+            Some(name) => entrance.routes.decide(endpoint, client, Asked::For(name)),
+            None => entrance.routes.decide(endpoint, client, Asked::Nameless),
+        };
+    }
+    if let Decision::To(upstream) = decision
+        && let Some(way) = &entrance.ways[upstream]
+    {
+        return Ok(way.clone());
+    }
+    entrance.unrouted(pending.peer, arrival, seen.as_ref());
+    Err(End::Unrouted)
+}
+
+/// Connects a session to its upstream, and says who is behind it where that is wanted: at once, whatever the client has yet to say. A
+/// connection that was dialled ahead and turns out to have been given up by the upstream is replaced: as long as nothing of the client was
+/// sent, nothing is lost by that.
 async fn connect(
+    entrance: &Entrance,
     way: &Way,
-    client: &Watched,
-    arrival: &Arrival,
-) -> Result<Connected, ConnectError> {
+    (client, peer): (&Watched, SocketAddr),
+    arrival: &mut Arrival,
+) -> Result<Connected, CloseReason> {
     let key = match &arrival.endpoint {
         Some(endpoint) => key_of(endpoint.as_bytes()),
         None => key_of(arrival.client.ip().to_string().as_bytes()),
     };
-    let connected = way.dialer.connect(key).await?;
-    if connected.ahead
-        && arrival.payload.is_empty()
-        && way.dialer.is_given_up(&connected, client).await
-    {
-        return way.dialer.dial(key).await;
-    }
+    let mut connected = way.dialer.connect(key).await.map_err(reason_of)?;
     // Nothing was sent yet: an address that left while it was dialled gets no new session.
     if !connected.hold.address().is_present() && !way.dialer.upstream().snapshot().is_empty() {
-        return way.dialer.dial(key).await;
+        connected = way.dialer.dial(key).await.map_err(reason_of)?;
     }
-    Ok(connected)
+    let header = entrance.introduction(way, arrival, client);
+    let header = header.map_err(|error| {
+        entrance.refuse_header(client, peer, error);
+        CloseReason::ConnectFailed
+    })?;
+    let mut introduced = introduce(way, &connected, &header).await;
+    if connected.ahead
+        && (arrival.payload.is_empty() || introduced.is_err())
+        && way.dialer.is_given_up(&connected, client).await
+    {
+        connected = way.dialer.dial(key).await.map_err(reason_of)?;
+        introduced = introduce(way, &connected, &header).await;
+    }
+    introduced.map(|()| connected)
+}
+
+fn reason_of(error: ConnectError) -> CloseReason {
+    match error {
+        ConnectError::NoAddress => CloseReason::NoAddress,
+        ConnectError::Failed => CloseReason::ConnectFailed,
+        ConnectError::Reset => CloseReason::UpstreamReset,
+    }
+}
+
+/// Sends the header that a connection upstream begins with. Where that fails, it counts as one that was not made.
+async fn introduce(way: &Way, connected: &Connected, header: &[u8]) -> Result<(), CloseReason> {
+    if header.is_empty() {
+        return Ok(());
+    }
+    let socket = &connected.socket;
+    let until = Instant::now() + way.dialer.upstream().settings.connect_deadline;
+    match socket
+        .reactor()
+        .timeout_at(until, socket.send(header))
+        .await
+    {
+        Some(Ok(())) => Ok(()),
+        Some(Err(_)) | None => Err(CloseReason::ConnectFailed),
+    }
 }
 
 /// Hands both sockets to the engine, which ends the session by itself.
@@ -296,9 +405,48 @@ impl Entrance {
         }
     }
 
-    /// Where a connection goes.
-    fn way(&self) -> Option<&Rc<Way>> {
-        self.ways[self.settings.upstream?].as_ref()
+    /// Counts and says that no route takes a connection. Dropping it resets it.
+    fn unrouted(&self, peer: SocketAddr, arrival: &Arrival, seen: Option<&Seen>) {
+        self.shard().refused[Refusal::NoRoute as usize].add(1);
+        if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
+            let (listener, reason) = (&*self.settings.name, Refusal::NoRoute.name());
+            let endpoint = arrival.endpoint.as_deref().unwrap_or(DIRECT);
+            let (client, outcome) = (arrival.client, seen.map(|seen| seen.outcome.name()));
+            let name = seen.and_then(|seen| seen.name.as_ref()).map(Name::as_str);
+            let why = match seen {
+                Some(seen) if seen.outcome.refuses() => "what it says first names no host for sure",
+                _ => "no route takes it, and the listener has no upstream for the rest",
+            };
+            warn!(listener, %peer, reason, endpoint, %client, outcome, name, suppressed, "connection turned away: {why}");
+        }
+    }
+
+    /// The header that a connection on `way` begins with; empty where none is wanted.
+    fn introduction(
+        &self,
+        way: &Way,
+        arrival: &mut Arrival,
+        client: &Watched,
+    ) -> Result<Vec<u8>, HeaderError> {
+        let Some(identity) = &mut arrival.identity else {
+            return Ok(Vec::new());
+        };
+        // By now a header that comes round has had the time of a connect to arrive.
+        identity.look_again(&arrival.payload, client, &self.relay_id)?;
+        identity.header(
+            way.dialer.upstream().settings.proxy_protocol,
+            &self.relay_id,
+        )
+    }
+
+    /// What is kept of a client for its upstream.
+    fn identity(&self, addresses: Option<Addresses>, tlvs: Vec<u8>, hops: u8) -> Box<Identity> {
+        Box::new(Identity {
+            addresses,
+            tlvs,
+            hops,
+            undecided: self.tells == SendProxy::V2,
+        })
     }
 
     fn account(&self, way: &Way, endpoint: &str) -> Arc<Account> {

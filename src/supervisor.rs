@@ -27,9 +27,9 @@ use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
 use crate::systemd;
 use crate::telemetry::DroppedLines;
-use crate::upstream::Upstream;
 use crate::upstream::named::Named;
 use crate::upstream::resolver::{self, ResolverError};
+use crate::upstream::{Upstream, health as upstream_health, probe};
 use crate::worker::{Door, Worker, WorkerError};
 
 /// Why the relay does not run, or ran no longer.
@@ -259,13 +259,18 @@ fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-/// Connections that there are descriptors for, two each, beside what is open now and some for pipes, names, admin and health.
+/// Connections that there are descriptors for, two each, beside what is open now, connections dialled ahead, and some for pipes, names, admin and health.
 fn connections_that_fit(open_files: Option<u64>, config: &Config) -> usize {
     let Some(open_files) = open_files else {
         return Semaphore::MAX_PERMITS;
     };
     let open_now = std::fs::read_dir("/proc/self/fd").map_or(64, |files| files.count() as u64);
-    let kept_free = 16 + (open_files / 16).min(1024);
+    let ahead = config
+        .upstreams
+        .iter()
+        .filter_map(|upstream| upstream.ahead);
+    let ahead: usize = ahead.map(|ahead| ahead.max * config.workers.get()).sum();
+    let kept_free = 16 + (open_files / 16).min(1024) + ahead as u64;
     let fit = (open_files.saturating_sub(open_now + kept_free) / 2).max(1);
     let allowed: u64 = config
         .listeners
@@ -292,10 +297,15 @@ fn start_upstreams(
     let own: Arc<[SocketAddr]> = own.copied().collect();
     let mut resolver: Option<Arc<_>> = None;
     let mut upstreams = Vec::new();
+    let places = Arc::new(Semaphore::new(probe::AT_ONCE));
     for (place, settings) in config.upstreams.iter().enumerate() {
         let upstream = Arc::new(Upstream::new(place, settings, config.resolver.family));
         let kept = upstream.clone();
         spawn_local(async move { kept.keep().await });
+        spawn_local(upstream_health::keep_asking(
+            upstream.clone(),
+            places.clone(),
+        ));
         for (index, target) in settings.targets.iter().enumerate() {
             let Host::Name(name) = &target.host else {
                 continue;

@@ -24,12 +24,13 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::account::{Books, CloseReason};
-use crate::config::{self, Config};
+use crate::config::{self, Config, SendProxy};
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::{Engine, Review};
 use crate::relay::pipes::Budget;
+use crate::route::Routes;
 use crate::session::{Entrance, Way};
 use crate::spread::{Passed, Spread};
 use crate::telemetry::LogLimiter;
@@ -215,6 +216,11 @@ impl Worker {
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
         let reachable = settings.reachable();
+        // In the order of how much it is: nothing, addresses, everything.
+        let wanted = reachable
+            .iter()
+            .map(|index| self.config.upstreams[*index].proxy_protocol);
+        let tells = wanted.max_by_key(|send| *send as u8);
         let ways = (0..self.upstreams.len())
             .map(|upstream| {
                 reachable
@@ -225,6 +231,9 @@ impl Worker {
         Rc::new(Entrance {
             index,
             worker: self.index,
+            routes: Routes::new(&settings),
+            tells: tells.unwrap_or(SendProxy::Off),
+            relay_id: self.config.relay_id.clone(),
             ways,
             books: self.books.clone(),
             engine: engine.clone(),

@@ -206,7 +206,10 @@ fn by_name() -> Start {
     let resolver = "workers = 1\n[resolver]\nservers = [\"10.30.0.2:53\"]\n\n[health]\n";
     Start::with(SHIPPED)
         .replace("[health]\n", resolver)
-        .replace("targets = [", "balance = \"round_robin\"\ntargets = [")
+        .replace(
+            "name = \"control-plane\"\n",
+            "name = \"control-plane\"\nbalance = \"round_robin\"\n",
+        )
 }
 
 fn no_address() {

@@ -43,9 +43,11 @@ const HOSTS: &str = "127.0.0.1 localhost\n";
 const ONE: &str = "10.30.0.2:443";
 const OTHER: &str = "10.30.0.3:443";
 
-/// The shipped configuration, whose name servers are the system's.
+/// The shipped configuration, whose name servers are the system's. One question for each name, so that they can be counted.
 fn start(resolv_conf: &str, hosts: &str) -> Start {
-    Start::with(SHIPPED).etc(resolv_conf, hosts)
+    Start::with(SHIPPED)
+        .replace("[health]\n", "[resolver]\nfamily = \"ipv4\"\n\n[health]\n")
+        .etc(resolv_conf, hosts)
 }
 
 /// Two name servers that say different things; no answer ends by itself while a test runs.

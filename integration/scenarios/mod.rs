@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod ahead;
+mod balance;
 mod blocked;
 mod both_lost;
 mod bounds;
@@ -31,6 +33,7 @@ mod peers;
 mod pipe_quota;
 mod plain;
 mod pressure;
+mod probe;
 mod random;
 mod raw_header;
 mod regression;
@@ -60,6 +63,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         half_close::tests(),
         bounds::tests(),
         pressure::tests(),
+        probe::tests(),
         random::tests(),
         soaked::tests(),
         modes::tests(),
@@ -76,6 +80,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         dns::tests(),
         dns_faults::tests(),
         dns_files::tests(),
+        balance::tests(),
+        ahead::tests(),
         t4::tests(),
         regression::tests(),
         regression_bounds::tests(),

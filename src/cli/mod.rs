@@ -26,7 +26,7 @@ const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
     max_term_width = 100
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 64 usage, 65 bad input to decode, 66 no configuration file, 69 address in use, 70 internal, \
+    after_help = "Exit codes: 0 done, 1 something found by check --probe, 64 usage, 65 bad input to decode, 66 no configuration file, 69 address in use, 70 internal, \
                         77 not permitted, 78 configuration."
 )]
 pub struct Cli {

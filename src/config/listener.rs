@@ -15,7 +15,7 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Addresses to listen on. Never empty.
     pub bind: Vec<SocketAddr>,
-    /// Where a connection goes that no route takes: index into [`Config::upstreams`]. `None`: it is refused. Never `None` without routes.
+    /// Where a connection goes that no route takes: index into [`Config::upstreams`](super::Config::upstreams). `None`: it is refused. Never `None` without routes.
     pub upstream: Option<usize>,
     /// The first that takes a connection says where it goes.
     pub routes: Vec<Route>,
@@ -46,7 +46,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Indices into [`Config::upstreams`] of every upstream that its connections may go to.
+    /// Indices into [`Config::upstreams`](super::Config::upstreams) of every upstream that its connections may go to.
     #[must_use]
     pub fn reachable(&self) -> Vec<usize> {
         let routes = self.routes.iter().map(|route| route.upstream);

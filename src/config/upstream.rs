@@ -134,8 +134,8 @@ pub struct Eject {
     pub pause: Duration,
     /// At most. Never less than `pause`.
     pub longest: Duration,
-    /// Where no more than this share of the serving group is usable, in percent, what is known of its addresses' health is not believed:
-    /// all of them serve.
+    /// Where less than this share of the serving group is usable, in percent, or nothing at all, what is known of its addresses' health is
+    /// not believed: all of them serve.
     pub panic_below: u32,
 }
 

@@ -18,6 +18,7 @@ pub use shape::{Refused, settle, shape};
 pub use wan::wan;
 
 use crate::config::SessionLimits;
+use crate::proxy_protocol::header::Addresses;
 
 /// Sets NODELAY, urgent data in line, and that a socket which is dropped is reset. On a listening socket: what is accepted from it inherits
 /// them (tcp(7)), and saves the calls.
@@ -72,4 +73,14 @@ pub fn close_in_order(socket: &impl AsFd) {
 #[must_use]
 pub fn canonical(address: net::SocketAddr) -> net::SocketAddr {
     net::SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Both ends of a client's connection, as it reached us: for where nobody told of another.
+#[must_use]
+pub fn ends(client: &impl AsFd, peer: net::SocketAddr) -> Option<Addresses> {
+    let here = SockRef::from(client).local_addr().ok()?.as_socket()?;
+    Some(Addresses {
+        source: peer,
+        destination: canonical(here),
+    })
 }

@@ -36,6 +36,16 @@ pub enum Name {
     Host(String),
 }
 
+impl Name {
+    /// The name itself. Of letters, digits and what addresses are written with: fit for a log.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Sni(name) | Self::Host(name) => name,
+        }
+    }
+}
+
 impl Seen {
     fn nameless(outcome: PeekOutcome) -> Self {
         Self {

@@ -211,17 +211,22 @@ fn any_addresses() -> impl Strategy<Value = Option<Addresses>> {
     }))
 }
 
-/// TLVs that every decoder takes: two of them look into types that have a form of their own.
+/// TLVs that every decoder takes: two of them look into types that have a form of their own, and ours into endpoint ids.
 fn any_tlvs() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+    let value = || proptest::collection::vec(any::<u8>(), 0..40);
     let kind = prop_oneof![
         Just(0x04),
         Just(0xE7),
-        Just(0xEA),
-        0xE0..=0xF7_u8,
+        0xE0..=0xE9_u8,
+        0xEB..=0xF7_u8,
         0x40..0x50_u8
     ];
-    let value = proptest::collection::vec(any::<u8>(), 0..40);
-    proptest::collection::vec((kind, value), 0..6)
+    let entry = prop_oneof![
+        (kind, value()),
+        value().prop_map(|value| (0xEA, [&[2], &value[..]].concat())),
+        value().prop_map(|value| (0xE7, [&Passed::MARK, &value[..]].concat())),
+    ];
+    proptest::collection::vec(entry, 0..6)
 }
 
 proptest! {

@@ -41,17 +41,6 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// What is known before a byte of the payload is.
-    #[must_use]
-    pub fn new(addresses: Option<Addresses>, tlvs: Vec<u8>, hops: u8) -> Self {
-        Self {
-            addresses,
-            tlvs,
-            hops,
-            undecided: true,
-        }
-    }
-
     /// Looks at the beginning of the payload, if that can tell anything yet.
     ///
     /// # Errors
@@ -180,6 +169,15 @@ mod tests {
         &header[16..]
     }
 
+    fn after(hops: u8) -> Identity {
+        Identity {
+            addresses: None,
+            tlvs: Vec::new(),
+            hops,
+            undecided: true,
+        }
+    }
+
     fn found(hops: u8, undecided: bool) -> Result<InPayload, HeaderError> {
         Ok(InPayload { hops, undecided })
     }
@@ -229,7 +227,7 @@ mod tests {
 
     #[test]
     fn each_relay_adds_one_to_the_most_that_it_saw() {
-        let mut identity = Identity::new(None, Vec::new(), 1);
+        let mut identity = after(1);
         assert_eq!(identity.look(&sent_by("relay-2", 2, b""), ID), Ok(()));
         assert_eq!(identity.look(&sent_by("relay-2", 1, b""), ID), Ok(()));
         let header = identity.header(SendProxy::V2, ID).unwrap();
@@ -243,7 +241,7 @@ mod tests {
         use std::io::{Read, Write};
         let (mut theirs, mut ours) = std::os::unix::net::UnixStream::pair().unwrap();
         let header = sent_by(ID, 1, b"");
-        let mut identity = Identity::new(None, Vec::new(), 0);
+        let mut identity = after(0);
         identity.look(&header[..9], ID).unwrap();
         ours.set_nonblocking(true).unwrap();
         assert_eq!(identity.look_again(&header[..9], &ours, ID), Ok(()));

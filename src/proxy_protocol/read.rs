@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::decode::{Rules, decode};
 use super::header::{Addresses, Command, HeaderError};
+use super::identity::hops;
 use crate::reactor::Watched;
 
 /// A connection before its header is whole, and all there is to it: a successor could go on from these four values.
@@ -32,8 +33,21 @@ pub struct Received {
     pub endpoint: Option<String>,
     /// Source and destination of the client's connection.
     pub addresses: Option<Addresses>,
+    /// The header's TLVs, where they are kept.
+    pub tlvs: Vec<u8>,
+    /// Relays of our kind that sent it on before.
+    pub hops: u8,
     /// Bytes of the stream that came with the header: the first of the payload.
     pub payload: Vec<u8>,
+}
+
+/// What this relay makes of a header beyond taking it.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    /// What it is called: a header that says so has been here before.
+    pub relay_id: &'a str,
+    /// Whether its TLVs are kept: an upstream wants them.
+    pub keep_tlvs: bool,
 }
 
 /// Why there is no header.
@@ -57,6 +71,7 @@ const READ_AHEAD: usize = 1024;
 pub async fn read_header(
     pending: &mut Pending,
     rules: Rules,
+    own: Own<'_>,
     header_timeout: Duration,
     on_first_byte: impl FnOnce(),
 ) -> Result<Received, NoHeader> {
@@ -88,7 +103,18 @@ pub async fn read_header(
             pending.deadline = Instant::now() + header_timeout;
         }
         if let Some(header) = decode(&pending.read, rules).map_err(NoHeader::Refused)? {
+            // A health check opens nothing, so nothing goes round in it.
+            let hops = match header.command {
+                Command::Proxy => hops(header.tlvs, own.relay_id).map_err(NoHeader::Refused)?,
+                Command::Local => 0,
+            };
+            let tlvs = match own.keep_tlvs {
+                true => header.tlvs.to_vec(),
+                false => Vec::new(),
+            };
             return Ok(Received {
+                tlvs,
+                hops,
                 command: header.command,
                 endpoint: header.endpoint.map(str::to_owned),
                 addresses: header.addresses,

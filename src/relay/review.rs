@@ -7,7 +7,7 @@ use super::timer::Millis;
 use crate::account::CloseReason;
 use crate::config::{self, OnVanish};
 use crate::upstream::address::Address;
-use crate::upstream::roster::Snapshot;
+use crate::upstream::snapshot::Snapshot;
 
 /// What one look at an upstream's sessions goes by.
 pub struct Review<'a> {

@@ -23,7 +23,7 @@ use rustix::net::{RecvFlags, recv};
 use super::AheadOutcome;
 use super::address::{Address, Hold};
 use super::connect::{Connected, Dialer};
-use super::roster::Snapshot;
+use super::snapshot::Snapshot;
 use crate::config::Ahead;
 use crate::leg;
 use crate::reactor::Watched;
@@ -115,8 +115,9 @@ impl Pool {
         waiting.remove(index)
     }
 
-    /// Keeps it filled and fresh, for ever.
+    /// Keeps it filled and fresh, for ever; empties it when dropped.
     pub(super) async fn keep(&self, dialer: &Dialer) {
+        let _emptied = Emptied(self);
         let mut changes = dialer.upstream.changes();
         let mut dialling: Vec<Pin<Box<dyn Future<Output = bool> + '_>>> = Vec::new();
         let mut rest_until = None;
@@ -206,8 +207,7 @@ impl Pool {
             let stays = now < waiting.born + self.settings.max_age
                 && snapshot.serves(waiting.hold.address());
             if !stays {
-                // Nothing was ever sent on it: there is no stream that a FIN could make look complete.
-                leg::close_in_order(&waiting.socket);
+                waiting.let_go();
                 dialer.count(AheadOutcome::Expired);
             }
             stays
@@ -233,6 +233,26 @@ impl Pool {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Empties a pool that nobody keeps any more.
+struct Emptied<'a>(&'a Pool);
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        self.0
+            .waiting
+            .borrow_mut()
+            .drain(..)
+            .for_each(|waiting| waiting.let_go());
+    }
+}
+
+impl Waiting {
+    /// Nothing was ever sent on it: there is no stream that a FIN could make look complete.
+    fn let_go(&self) {
+        leg::close_in_order(&self.socket);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::address::Address;
-use super::roster::{Choice, Snapshot};
+use super::snapshot::{Choice, Snapshot};
 use crate::config::Balance;
 
 /// What an address that has just come back begins with, of its share.
@@ -25,6 +25,8 @@ pub struct Balancer {
 pub struct Picks {
     snapshot: Arc<Snapshot>,
     key: u64,
+    /// Whose turn it is: a session has one, however many addresses it tries.
+    turn: u32,
     tier: usize,
     /// Those of the present tier that were picked.
     picked: Vec<usize>,
@@ -55,6 +57,7 @@ impl Balancer {
         Picks {
             snapshot,
             key,
+            turn: self.turn.replace(self.turn.get().wrapping_add(1)),
             tier: 0,
             picked: Vec::new(),
         }
@@ -77,12 +80,12 @@ impl Balancer {
             }
             let left: Vec<usize>; // only a second try pays for it
             let index = if picks.picked.is_empty() {
-                self.choose(tier, tier.len(), |n| n, picks.key, now)
+                self.choose(tier, tier.len(), |n| n, picks, now)
             } else {
                 left = (0..tier.len())
                     .filter(|index| !picks.picked.contains(index))
                     .collect();
-                self.choose(tier, left.len(), |n| left[n], picks.key, now)
+                self.choose(tier, left.len(), |n| left[n], picks, now)
             };
             picks.picked.push(index);
             return Some(tier[index].address.clone());
@@ -95,7 +98,7 @@ impl Balancer {
         tier: &[Choice],
         count: usize,
         index: impl Fn(usize) -> usize,
-        key: u64,
+        picks: &Picks,
         now: Instant,
     ) -> usize {
         let share = |n: usize| tier[index(n)].share(now);
@@ -115,7 +118,10 @@ impl Balancer {
                 }
             }
             Balance::RoundRobin => {
-                let mut chosen = self.turn() as usize % count;
+                let first = picks.turn as usize % tier.len();
+                // Of those that are left the next one in the circle.
+                let ahead = |n: &usize| (index(*n) + tier.len() - first) % tier.len();
+                let mut chosen = (0..count).min_by_key(ahead).unwrap_or(0);
                 // Whoever has just come back is passed over more often than not.
                 for _ in 0..count {
                     let share = share(chosen) / f64::from(tier[index(chosen)].weight);
@@ -129,7 +135,7 @@ impl Balancer {
             Balance::Weighted => {
                 let all: f64 = (0..count).map(share).sum();
                 // Multiples of the golden ratio fall evenly over the whole, however long one looks (Weyl's sequence).
-                let at = f64::from(self.turn().wrapping_mul(0x9E37_79B9)) / 4_294_967_296.0 * all;
+                let at = f64::from(picks.turn.wrapping_mul(0x9E37_79B9)) / 4_294_967_296.0 * all;
                 let mut end = 0.0;
                 let found = (0..count).find(|n| {
                     end += share(*n);
@@ -141,7 +147,7 @@ impl Balancer {
                 // Weighted rendezvous: the least of -ln(hash) / weight. Slow start has no part in it: a consumer stays where it is.
                 let score = |n: usize| {
                     let choice = &tier[index(n)];
-                    let hash = mix(key ^ hash_of(choice.address.at));
+                    let hash = mix(picks.key ^ hash_of(choice.address.at));
                     let fraction = ((hash >> 11) as f64 + 1.0) / 9_007_199_254_740_993.0;
                     -fraction.ln() / f64::from(choice.weight)
                 };
@@ -152,10 +158,6 @@ impl Balancer {
             }
         };
         index(chosen)
-    }
-
-    fn turn(&self) -> u32 {
-        self.turn.replace(self.turn.get().wrapping_add(1))
     }
 
     /// A number below `n`.

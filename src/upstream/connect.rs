@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use super::address::{Address, Hold};
 use super::ahead::{Pool, is_alive};
 use super::balance::{Balancer, Picks};
-use super::roster::Snapshot;
+use super::snapshot::Snapshot;
 use super::{AheadOutcome, Upstream};
 use crate::config::SocketOptions;
 use crate::leg;

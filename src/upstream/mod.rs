@@ -2,7 +2,7 @@
 //!
 //! The control thread keeps each target's addresses fresh ([`named`], by the decisions of [`addresses`] and [`pace`]; names are looked up by
 //! the [`resolver`], in the files of the [`system`] or by a [`question`] whose [`answer`] is read and sifted), decides which of them serve
-//! ([`roster`], from answers, failures and the health checks of [`probe`]) and publishes one immutable [`Snapshot`] per upstream.
+//! ([`roster`], from answers, failures and the health checks that [`health`] makes with [`probe`]) and publishes one immutable [`Snapshot`] per upstream.
 //! A worker chooses from it ([`balance`]) and dials ([`connect`]), or takes a connection that it dialled [`ahead`].
 
 pub mod address;
@@ -11,13 +11,16 @@ pub mod ahead;
 pub mod answer;
 pub mod balance;
 pub mod connect;
+pub mod health;
 pub mod named;
 pub mod pace;
+pub mod probe;
 pub mod question;
 pub mod resolver;
 pub mod roster;
 #[cfg(test)]
 mod roster_tests;
+pub mod snapshot;
 pub mod system;
 
 use std::net::SocketAddr;
@@ -30,7 +33,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::config::{self, Family};
-use roster::{Counts, Event, Member, Roster, Snapshot, State};
+use roster::{Counts, Event, Member, Roster, State};
+use snapshot::Snapshot;
 
 /// Upper ends of the connect histogram's buckets, in seconds: a zone, a Region next door, the other side of the world, lost SYNs.
 const CONNECT_BUCKETS: [f64; 12] = [

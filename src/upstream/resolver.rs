@@ -282,16 +282,24 @@ impl Resolver {
                     addresses.extend(found.addresses);
                     notes.extend(found.note.map(|note| format!("{kind}: {note}")));
                 }
-                Err(error) => failures.push((error.says_none(), format!("{kind}: {error}"))),
+                Err(error) => failures.push((error.says_none(), kind, error.to_string())),
             }
         }
         if addresses.is_empty() {
-            let failures = failures.into_iter().map(|(_, failure)| failure);
+            // What is the same of both families is said once.
+            if let [(_, _, one), (_, _, other)] = &failures[..]
+                && one == other
+            {
+                return Err(Unresolved(one.clone()));
+            }
+            let failures = failures
+                .iter()
+                .map(|(_, kind, failure)| format!("{kind}: {failure}"));
             return Err(Unresolved(failures.collect::<Vec<_>>().join("; ")));
         }
         // That it has no address of the other family is nothing to be said.
-        let failed = failures.into_iter().filter(|(none, _)| !none);
-        notes.extend(failed.map(|(_, failure)| failure));
+        let failed = failures.iter().filter(|(none, ..)| !none);
+        notes.extend(failed.map(|(_, kind, failure)| format!("{kind}: {failure}")));
         let mut seen = HashSet::new();
         addresses.retain(|address| seen.insert(*address));
         let with_port = |ip| SocketAddr::new(ip, target.port);

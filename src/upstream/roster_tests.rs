@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::roster::{Choice, Event, Roster, State};
+use super::roster::{Event, Roster, State};
+use super::snapshot::Choice;
 use crate::config::{self, Check, Config, Family, HealthCheck};
 
 const S: Duration = Duration::from_secs(1);

@@ -1,6 +1,7 @@
 //! `check`: says what a configuration file means, without running it.
 
 mod listener;
+mod probe;
 mod upstream;
 
 use std::fmt::{self, Display, Write as _};
@@ -14,17 +15,26 @@ use crate::config::{
 };
 use crate::leg;
 
-/// Check a configuration file and say what it means; nothing is listened on, resolved or connected to.
+/// Check a configuration file and say what it means
+///
+/// Nothing is listened on, resolved or connected to, but with --probe.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Configuration file
     #[arg(long, value_name = "FILE", default_value = CONFIG_PATH)]
     config: PathBuf,
+    /// Resolve each target, connect to each of its addresses and ask it as `health` says; one line for each, exit code 1 when
+    /// something is wrong
+    #[arg(long)]
+    probe: bool,
 }
 
-/// Prints what the file means.
+/// Prints what the file means, or whether the targets that it names can be reached.
 pub(super) fn check(arguments: &Args) -> Result<ExitCode, Error> {
     let config = Config::from_file(&arguments.config).map_err(Error::Config)?;
+    if arguments.probe {
+        return probe::run(config);
+    }
     let summary = summary(&config).map_err(|_| Error::Output(std::io::ErrorKind::Other.into()))?;
     writeln!(
         std::io::stdout(),
@@ -226,7 +236,7 @@ targets = ["spare.example:443"]
                 "connect   5s per try, 15s in all; the next address is tried after 250ms; at most 50 tries more for 100 sessions",
                 "vanished  sessions on an address that leaves go on",
                 "health    not asked",
-                "eject     after 3 failures in a row for 10s, doubled each time up to 5m; not believed where no more than 30% is usable",
+                "eject     after 3 failures in a row for 10s, doubled each time up to 5m; not believed where less than 30% is usable, or nothing",
                 "returns   with a growing share over 10s",
                 "header    none: the first byte is the client's",
                 "ahead     off",
@@ -291,9 +301,9 @@ proxy_protocol = "v1"
                 "  group 0   cp.example:443\n  group 0   10.0.0.1:443, weight 3\n  group 1   far.example:443",
                 "balance   by the endpoint id: a consumer stays on one address",
                 "failover  below 50% usable the next group serves; back from 80% on, once that has held for 30s; sessions elsewhere then last at most 1h",
-                "vanished  sessions on an address that leaves may go on for 5m; then they are closed over 30s",
+                "vanished  sessions on an address that leaves may go on for 5m, and are closed over the last 30s of it",
                 "health    GET /healthz, Host x, at port 8080, answered by 200 to 399; every 10s, at most 4s; usable after 2 good answers in a row, not after 3 bad ones",
-                "eject     never",
+                "eject     never; bad health not believed where nothing is usable",
                 "returns   at once",
                 "ahead     1 to 32 connections per worker, none older than 5s",
                 "header    PROXY v2, with the client's TLVs and this relay's id, eu-1",

@@ -122,18 +122,20 @@ fn failover(failover: &Failover) -> String {
 }
 
 fn vanished(upstream: &Upstream) -> String {
-    let over = |upstream: &Upstream| match upstream.vanish_spread {
-        spread if spread.is_zero() => "at once".to_owned(),
-        spread => format!("over {}", duration_text(spread)),
-    };
-    match upstream.on_vanish {
-        OnVanish::Keep => "go on".to_owned(),
-        OnVanish::Drain => format!(
-            "may go on for {}; then they are closed {}",
-            duration_text(upstream.vanish_deadline),
-            over(upstream)
-        ),
-        OnVanish::Close => format!("are closed {}", over(upstream)),
+    let spread = Some(upstream.vanish_spread)
+        .filter(|spread| !spread.is_zero())
+        .map(duration_text);
+    match (upstream.on_vanish, spread) {
+        (OnVanish::Keep, _) => "go on".to_owned(),
+        (OnVanish::Drain, spread) => {
+            let end = spread.map_or("at its end".to_owned(), |spread| {
+                format!("over the last {spread} of it")
+            });
+            let deadline = duration_text(upstream.vanish_deadline);
+            format!("may go on for {deadline}, and are closed {end}")
+        }
+        (OnVanish::Close, Some(spread)) => format!("are closed over {spread}"),
+        (OnVanish::Close, None) => "are closed at once".to_owned(),
     }
 }
 
@@ -172,12 +174,11 @@ fn check(health: &HealthCheck) -> String {
 }
 
 fn eject(eject: &Eject) -> String {
-    let believed = format!(
-        "not believed where no more than {}% is usable",
-        eject.panic_below
-    );
+    let believed = match eject.panic_below {
+        0 => "not believed where nothing is usable".to_owned(),
+        percent => format!("not believed where less than {percent}% is usable, or nothing"),
+    };
     match eject.after {
-        None if eject.panic_below == 0 => "never".to_owned(),
         None => format!("never; bad health {believed}"),
         Some(after) => format!(
             "after {after} failures in a row for {}, doubled each time up to {}; {believed}",
