@@ -107,6 +107,8 @@ struct Script {
     answers: BTreeMap<String, Answer>,
     /// In the order in which they came.
     questions: Vec<Question>,
+    /// How many of them by name and kind.
+    counts: BTreeMap<(String, RecordType), u64>,
     /// The port that [`Answer::LosingAPort`] loses, by name.
     lost: BTreeMap<String, u16>,
 }
@@ -128,8 +130,8 @@ pub struct Question {
 
 impl Script {
     fn count(&self, name: &str, kind: RecordType) -> u64 {
-        let wanted = |asked: &&Question| asked.kind == kind && asked.name == name;
-        self.questions.iter().filter(wanted).count() as u64
+        let count = self.counts.get(&(name.to_owned(), kind));
+        count.copied().unwrap_or(0)
     }
 }
 
@@ -317,7 +319,10 @@ fn reply_to(
             by_tcp: transport == Transport::Tcp,
             at: Instant::now(),
         });
-        let turn = script.count(&name, query.query_type()) as usize;
+        let key = (name.clone(), query.query_type());
+        let count = script.counts.entry(key).or_default();
+        *count += 1;
+        let turn = *count as usize;
         let mut late = Duration::ZERO;
         let (mut many, mut many_live) = (Vec::new(), 0);
         let mut at = query.name().clone();

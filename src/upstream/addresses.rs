@@ -59,6 +59,8 @@ struct Family {
     since: Instant,
     ttl: Duration,
     failures: u32,
+    /// How long it is good that there is none.
+    none_for: Option<Duration>,
     next: Instant,
     asked: Option<Instant>,
     /// When its last question was answered, or not.
@@ -109,6 +111,7 @@ impl Resolution {
             since: now,
             ttl: Duration::ZERO,
             failures: 0,
+            none_for: None,
             next: now,
             asked: None,
             answered: None,
@@ -198,6 +201,10 @@ impl Resolution {
             return Booked::default();
         };
         let before = family.last;
+        family.none_for = match &answer {
+            Answer::None(good_for) => *good_for,
+            Answer::Addresses(..) | Answer::Failed => None,
+        };
         let mut booked = Booked::default();
         let pause = match (answer, elsewhere) {
             (Answer::Addresses(addresses, ttl), _) => {
@@ -220,7 +227,7 @@ impl Resolution {
             }
         };
         (family.next, family.answered) = (now + pause, Some(now));
-        let last = family.last;
+        let (last, ttl) = (family.last, family.ttl);
         let had = last == Last::None && !family.good.is_empty();
         booked.ask_other = had && (before == Last::Good || elsewhere.is_some());
         for (_, other) in self.kinds.iter_mut().filter(|(k, _)| *k != kind) {
@@ -229,6 +236,9 @@ impl Resolution {
             }
             if last == Last::Good && other.last == Last::None {
                 other.good.clear(); // it is the family that has gone, not the name: nothing may bring them back
+                let pause = until_next(other.none_for.unwrap_or(ttl), &bounds, chance);
+                let rested = other.answered.map_or(now, |answered| answered + pause);
+                (other.failures, other.next) = (0, other.next.max(rested));
             }
         }
         booked

@@ -248,8 +248,14 @@ fn a_name_without_aaaa_is_fresh_and_not_asked_for_it_more_often_than_for_a() {
     let mut name = Name::new(None, &BOTH);
     assert!(!name.answered(Kind::V6, Answer::None(None)).failure);
     assert_eq!(name.standing(), Standing::Unknown);
+    assert_eq!(name.look(Kind::V6), S);
     name.answered(Kind::V4, v4(&[1], MINUTE));
     assert_eq!(name.standing(), Standing::Fresh);
+    assert_eq!(
+        name.look(Kind::V6),
+        48 * S,
+        "known to have the other, it rests"
+    );
     for (good_for, waited) in [(None, 48), (Some(10 * S), 8), (Some(900 * S), 240)] {
         assert!(!name.answered(Kind::V6, Answer::None(good_for)).failure);
         assert_eq!(name.look(Kind::V6), waited * S);
