@@ -14,7 +14,7 @@ use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
     rr::{
         Name, RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME},
+        rdata::{A, AAAA, CNAME, SOA},
     },
 };
 use tokio::{
@@ -45,6 +45,8 @@ pub enum Answer {
         /// In seconds.
         ttl: u32,
     },
+    /// No address, and how many seconds that is good.
+    None(u32),
     /// SERVFAIL, NXDOMAIN, REFUSED…
     Code(ResponseCode),
     /// Nothing at all.
@@ -331,6 +333,12 @@ fn reply_to(
         for _ in 0..16 {
             match answer {
                 None => reply.metadata.response_code = ResponseCode::NXDomain,
+                Some(Answer::None(good_for)) => {
+                    let of = |text: &str| Name::from_ascii(text).expect("a name");
+                    let (ns, admin) = (of("ns.example.internal."), of("admin.example.internal."));
+                    let soa = RData::SOA(SOA::new(ns, admin, 1, 60, 60, 60, good_for));
+                    reply.add_authority(Record::from_rdata(at.base_name(), good_for, soa));
+                }
                 Some(Answer::Code(code)) => reply.metadata.response_code = code,
                 Some(Answer::Silence) => return None,
                 Some(Answer::Garbage) => return Some((garbled(question.metadata.id), late)),

@@ -25,6 +25,10 @@ use crate::{
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         claim("every_change_of_an_answer_is_followed", changes),
+        claim(
+            "name_that_moves_to_the_other_family_is_followed_at_once",
+            other_family,
+        ),
         claim("servfail_keeps_the_last_good_answer", || {
             bad_answer(Answer::Code(ResponseCode::ServFail), "answered SERVFAIL");
         }),
@@ -294,6 +298,20 @@ fn changes() {
     // The first answer, changed, added, (to six) gone and come at once or one after the other, back, to the alias, whole by TCP.
     let changes = names.said("addresses changed");
     assert!((6..=9).contains(&changes), "{changes} lines");
+    names.assert_at_rest();
+}
+
+/// Although the servers say for minutes that there are none of them.
+fn other_family() {
+    let [four, six] = ["10.30.0.2", "fd30::2"].map(|at| Box::new(Answer::addresses(&[at], 1)));
+    let none = || Box::new(Answer::None(300));
+    let names = Names::new("other-family", Answer::Each(four, none()));
+    names.wait_addresses(&[FOUR]);
+    names.dns.wait_questions(NAME, A, 2);
+    names.dns.set(NAME, Answer::Each(none(), six));
+    names.wait_addresses(&[SIX]);
+    names.exchange();
+    assert_eq!(names.failures(), 0);
     names.assert_at_rest();
 }
 

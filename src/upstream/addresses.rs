@@ -65,6 +65,8 @@ struct Family {
     asked: Option<Instant>,
     /// When its last question was answered, or not.
     answered: Option<Instant>,
+    /// Its addresses have gone, and whether the name has gone is not known before the other family was asked.
+    awaits_other: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +117,7 @@ impl Resolution {
             next: now,
             asked: None,
             answered: None,
+            awaits_other: false,
         };
         let kinds = kinds.iter().map(|kind| (*kind, family())).collect();
         Self { bounds, kinds }
@@ -197,6 +200,7 @@ impl Resolution {
             .find(|(_, other)| other.last == Last::Good)
             .map(|(_, other)| other.ttl);
         let alone = others().all(|(_, other)| other.last != Last::Unasked);
+        let awaited = others().any(|(_, other)| other.awaits_other);
         let Some(family) = self.family_mut(kind) else {
             return Booked::default();
         };
@@ -229,16 +233,23 @@ impl Resolution {
         (family.next, family.answered) = (now + pause, Some(now));
         let (last, ttl) = (family.last, family.ttl);
         let had = last == Last::None && !family.good.is_empty();
-        booked.ask_other = had && (before == Last::Good || elsewhere.is_some());
-        for (_, other) in self.kinds.iter_mut().filter(|(k, _)| *k != kind) {
-            if booked.ask_other {
-                other.next = other.next.min(other.requestable(now));
+        let new = before == Last::Good && !awaited && !self.kinds.iter().all(|(k, _)| *k == kind);
+        booked.ask_other = had && (new || elsewhere.is_some());
+        booked.failure &= !booked.ask_other;
+        for (of, family) in &mut self.kinds {
+            if *of == kind {
+                family.awaits_other = booked.ask_other;
+                continue;
             }
-            if last == Last::Good && other.last == Last::None {
-                other.good.clear(); // it is the family that has gone, not the name: nothing may bring them back
-                let pause = until_next(other.none_for.unwrap_or(ttl), &bounds, chance);
-                let rested = other.answered.map_or(now, |answered| answered + pause);
-                (other.failures, other.next) = (0, other.next.max(rested));
+            family.awaits_other = false;
+            if booked.ask_other {
+                family.next = family.next.min(family.requestable(now));
+            }
+            if last == Last::Good && family.last == Last::None {
+                family.good.clear(); // it is the family that has gone, not the name: nothing may bring them back
+                let pause = until_next(family.none_for.unwrap_or(ttl), &bounds, chance);
+                let rested = family.answered.map_or(now, |answered| answered + pause);
+                (family.failures, family.next) = (0, family.next.max(rested));
             }
         }
         booked
@@ -270,6 +281,7 @@ impl Resolution {
         match (self.has(Last::Good), self.has(Last::Failed)) {
             (true, false) => Standing::Fresh,
             (true, true) => Standing::Partly,
+            (false, false) if self.awaits_other() => Standing::Fresh,
             _ if !self.current(now).is_empty() => Standing::Stale,
             _ if self.has(Last::Unasked) => Standing::Unknown,
             _ => Standing::Nothing,
@@ -293,8 +305,16 @@ impl Resolution {
     /// Whether what was said of a family's last question explains something: it failed, or there is no such family and no other.
     #[must_use]
     pub fn is_amiss(&self, kind: Kind) -> bool {
-        let last = self.family(kind).map(|family| family.last);
-        last == Some(Last::Failed) || (last == Some(Last::None) && !self.has(Last::Good))
+        self.family(kind).is_some_and(|family| match family.last {
+            Last::Unasked | Last::Good => false,
+            Last::None => !self.has(Last::Good) && !self.awaits_other(),
+            Last::Failed => true,
+        })
+    }
+
+    /// Whether it is not known yet if the name has gone or one family of it only.
+    fn awaits_other(&self) -> bool {
+        self.kinds.iter().any(|(_, family)| family.awaits_other)
     }
 
     fn has(&self, last: Last) -> bool {
