@@ -39,7 +39,7 @@ fn came_from(socket: &UdpSocket) -> Vec<SocketAddr> {
 }
 
 /// A server that says the same to every question, for as long as the process lives, and how many it had.
-fn server(says: ResponseCode) -> (SocketAddr, Arc<AtomicU64>) {
+pub(in super::super) fn server(says: ResponseCode) -> (SocketAddr, Arc<AtomicU64>) {
     let (socket, address) = silent();
     let asked = Arc::new(AtomicU64::new(0));
     let count = asked.clone();
