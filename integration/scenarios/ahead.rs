@@ -33,6 +33,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             "connections_of_an_origin_that_restarts_are_not_used",
             origin_restarts,
         ),
+        claim(
+            "upstream_that_ends_what_is_dialled_ahead_is_not_dialled_without_end",
+            unwelcome,
+        ),
         claim("connections_dialled_ahead_grow_old_and_are_renewed", age),
         claim(
             "connections_to_an_address_that_left_are_given_up",
@@ -183,6 +187,10 @@ fn given_up() {
         .relay
         .wait_metric("tollgate_ahead_total", &[("outcome", "taken")], 1);
     first.kill();
+    // A byte that is sent before the relay hears of it is the session's own loss.
+    second.wait("the replacement", |books| {
+        (books.accepted > 0).then_some(())
+    });
     ahead.hosts.node.run(async move {
         agent.exchange(1000).await.unwrap();
         agent.finish().unwrap();
@@ -224,6 +232,20 @@ fn origin_restarts() {
     ahead.wait_ahead(3);
     assert_eq!(second.books().received, 3000);
     ahead.assert_at_rest(3);
+}
+
+fn unwelcome() {
+    let hosts = Hosts::new("unwelcome");
+    let origin = Origin::start(&hosts.origin, ORIGIN, Manner::Source { seed: 0, bytes: 0 });
+    let start = shipped(
+        "ahead = { min = 2, max = 2, max_age = \"30s\" }",
+        "eject = { after = \"off\" }",
+    );
+    let relay = start.on(&hosts.relay);
+    origin.wait("two rounds", |books| (books.accepted >= 4).then_some(()));
+    relay.assert_at_rest();
+    let accepted = origin.books().accepted;
+    assert!(accepted < 100, "{accepted} connections in a few seconds");
 }
 
 fn age() {

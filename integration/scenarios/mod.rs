@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod addressed;
 mod ahead;
 mod balance;
 mod blocked;
@@ -21,11 +22,17 @@ mod dns;
 mod dns_faults;
 mod dns_files;
 mod ends;
+mod failover;
 mod fairness;
 mod half_close;
 mod header;
+mod hello;
+mod identity;
+mod journal;
 mod large;
+mod legs;
 mod long_way;
+mod loops;
 mod modes;
 mod operation;
 mod options;
@@ -38,14 +45,19 @@ mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod routes;
+mod routes_refused;
 mod segments;
 mod soaked;
 #[path = "../soak/streams.rs"]
 mod streams;
 #[path = "../soak/switching.rs"]
 mod switching;
+mod t1;
+mod t2;
 mod t4;
 mod urgent;
+mod vanish;
 pub(crate) mod world;
 
 /// This program in another part than that of the test, if a test has started it for one.
@@ -62,12 +74,17 @@ pub(crate) fn tests() -> Vec<Trial> {
         ends::tests(),
         half_close::tests(),
         bounds::tests(),
+        legs::tests(),
         pressure::tests(),
         probe::tests(),
         random::tests(),
         soaked::tests(),
         modes::tests(),
         segments::tests(),
+        routes::tests(),
+        routes_refused::tests(),
+        identity::tests(),
+        loops::tests(),
         blocked::tests(),
         both_lost::tests(),
         urgent::tests(),
@@ -80,6 +97,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         dns::tests(),
         dns_faults::tests(),
         dns_files::tests(),
+        vanish::tests(),
+        failover::tests(),
+        t1::tests(),
+        t2::tests(),
         balance::tests(),
         ahead::tests(),
         t4::tests(),

@@ -93,6 +93,7 @@ fn probe_explains_each_wrong_target_in_one_line() {
             line.starts_with(&format!("control-plane: {target}: ")),
             "{line}"
         );
+        assert!(!line.contains("the name has none"), "{line}");
         for part in parts {
             assert!(line.contains(part), "{part} in {line}");
         }

@@ -502,6 +502,8 @@ fn its_examples_are_valid_all_at_once() {
         true => &line[1..],
         false => line,
     });
+    let logs = "[[upstream]]\nname = \"logs\"\ntargets = [\"logs.example:443\"]";
+    let lines = lines.chain(logs.lines());
     let config = valid(&lines.collect::<Vec<_>>().join("\n"));
     assert_eq!(config.listeners[0].routes.len(), 2);
     assert_eq!(config.upstreams.len(), 2);

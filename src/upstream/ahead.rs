@@ -28,7 +28,7 @@ use crate::config::Ahead;
 use crate::leg;
 use crate::reactor::Watched;
 
-/// How long no connection is dialled ahead after one could not be made.
+/// How long no connection is dialled ahead after one could not be made, or was ended as soon as it was.
 const REST: Duration = Duration::from_secs(1);
 
 /// One worker's connections that wait for a session, in the order of their making.
@@ -125,7 +125,9 @@ impl Pool {
             let now = Instant::now();
             self.asked.set(false);
             let snapshot = changes.borrow_and_update().clone();
-            self.weed(dialer, &snapshot, now);
+            if self.weed(dialer, &snapshot, now) {
+                rest_until = Some(now + REST);
+            }
             if rest_until.is_none_or(|until| until <= now) {
                 let there = self.waiting.borrow().len() + dialling.len();
                 for _ in there..self.wanted(&snapshot, now) {
@@ -198,10 +200,13 @@ impl Pool {
     }
 
     /// Closes what is too old, was closed, or stands on an address that serves no longer.
-    fn weed(&self, dialer: &Dialer, snapshot: &Snapshot, now: Instant) {
+    /// Returns whether the upstream had no patience at all with one of them: then others would fare no better.
+    fn weed(&self, dialer: &Dialer, snapshot: &Snapshot, now: Instant) -> bool {
+        let mut unwelcome = false;
         self.waiting.borrow_mut().retain(|waiting| {
             if waiting.socket.has_ended() {
                 dialer.count(AheadOutcome::Stale);
+                unwelcome |= now < waiting.born + REST;
                 return false;
             }
             let stays = now < waiting.born + self.settings.max_age
@@ -212,6 +217,7 @@ impl Pool {
             }
             stays
         });
+        unwelcome
     }
 
     /// Waits until a session asked, or the end of one of those that wait.

@@ -285,21 +285,24 @@ impl Resolver {
                 Err(error) => failures.push((error.says_none(), kind, error.to_string())),
             }
         }
+        // That it has no address of the other family is nothing to be said.
+        if !addresses.is_empty() || failures.iter().any(|(none, ..)| !none) {
+            failures.retain(|(none, ..)| !none);
+        }
+        let mut why: Vec<String> = failures
+            .iter()
+            .map(|(_, kind, failure)| format!("{kind}: {failure}"))
+            .collect();
         if addresses.is_empty() {
             // What is the same of both families is said once.
             if let [(_, _, one), (_, _, other)] = &failures[..]
                 && one == other
             {
-                return Err(Unresolved(one.clone()));
+                why = vec![one.clone()];
             }
-            let failures = failures
-                .iter()
-                .map(|(_, kind, failure)| format!("{kind}: {failure}"));
-            return Err(Unresolved(failures.collect::<Vec<_>>().join("; ")));
+            return Err(Unresolved(why.join("; ")));
         }
-        // That it has no address of the other family is nothing to be said.
-        let failed = failures.iter().filter(|(none, ..)| !none);
-        notes.extend(failed.map(|(_, kind, failure)| format!("{kind}: {failure}")));
+        notes.extend(why);
         let mut seen = HashSet::new();
         addresses.retain(|address| seen.insert(*address));
         let with_port = |ip| SocketAddr::new(ip, target.port);
@@ -428,8 +431,8 @@ mod tests {
         let expected = format!("{server} answered SERVFAIL");
         assert_eq!(why.to_string(), expected);
         let why = look_up(&resolver, "loop").await.unwrap_err().to_string();
-        let expected = "IPv4: left out 10.0.0.7: port 443 there is this relay's own listener, a loop; \
-                        IPv6: /etc/hosts has none for it";
+        let expected =
+            "IPv4: left out 10.0.0.7: port 443 there is this relay's own listener, a loop";
         assert_eq!(why, expected);
         let looked = look_up(&resolver, "half").await.unwrap();
         assert_eq!(looked.addresses, at("10.0.0.8:443").addresses);
