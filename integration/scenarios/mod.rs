@@ -18,6 +18,9 @@ mod bounds;
 mod chaos;
 mod connect;
 mod crowd;
+mod dns;
+mod dns_faults;
+mod dns_files;
 mod ends;
 mod failover;
 mod fairness;
@@ -91,6 +94,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         crowd::tests(),
         pipe_quota::tests(),
         connect::tests(),
+        dns::tests(),
+        dns_faults::tests(),
+        dns_files::tests(),
         vanish::tests(),
         failover::tests(),
         t1::tests(),
