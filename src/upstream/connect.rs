@@ -34,7 +34,7 @@ pub enum ConnectError {
     NoAddress,
     /// Every address that there was time and budget for failed.
     Failed,
-    /// A connection was made, and reset at once without a byte: the upstream's own answer, which another address is not asked for.
+    /// A connection was made, and reset at once without a byte; and no other address did better.
     Reset,
 }
 
@@ -121,12 +121,13 @@ impl Dialer {
         let mut tries: Vec<Try<'_>> = Vec::new();
         let mut begun: Vec<Arc<Address>> = Vec::new(); // in the order of their start
         let mut next_at = Some(now);
+        let mut failed = ConnectError::Failed;
         loop {
             if next_at.is_some_and(|at| at <= Instant::now()) {
                 next_at = self.begin(&mut picks, &mut tries, &mut begun, deadline);
             }
             if tries.is_empty() {
-                return Err(ConnectError::Failed);
+                return Err(failed);
             }
             let until = next_at.map_or(deadline, |at| at.min(deadline));
             match self.reactor.timeout_at(until, first_of(&mut tries)).await {
@@ -134,10 +135,13 @@ impl Dialer {
                     self.overtaken(&begun, &address);
                     return Ok(connected);
                 }
-                Some((_, Err(error))) if is_reset(&error) => return Err(ConnectError::Reset),
                 Some((address, Err(error))) => {
                     begun.retain(|other| !Arc::ptr_eq(other, &address));
-                    self.failed(&address, &error);
+                    if is_reset(&error) {
+                        failed = ConnectError::Reset;
+                    } else {
+                        self.failed(&address, &error);
+                    }
                     next_at = next_at.map(|_| Instant::now());
                 }
                 None if Instant::now() >= deadline => {

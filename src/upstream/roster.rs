@@ -44,6 +44,8 @@ pub struct Roster {
 #[derive(Debug)]
 struct Target {
     looked_up: bool,
+    /// When it had addresses for the first time.
+    first: Option<Instant>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -162,6 +164,7 @@ impl Roster {
     ) -> Self {
         let targets = settings.targets.iter().map(|_| Target {
             looked_up: false,
+            first: None,
             addresses: Vec::new(),
         });
         let best = settings.targets.iter().map(|target| target.priority).min();
@@ -199,7 +202,12 @@ impl Roster {
             }
             return news;
         }
-        let grown = !known.addresses.is_empty();
+        // Whoever comes with the first answers (those of the other family, say) is as new as all the others.
+        let first = *known.first.get_or_insert(now);
+        let grown = self
+            .settings
+            .slow_start
+            .is_some_and(|window| now >= first + window);
         known.addresses = addresses.to_vec();
         self.regroup(now, grown);
         self.look(now);

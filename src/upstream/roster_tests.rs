@@ -213,6 +213,16 @@ fn who_comes_back_starts_slowly() {
 }
 
 #[test]
+fn addresses_of_the_first_answers_start_alike() {
+    let (mut roster, now) = roster(settings(&[0]));
+    roster.resolved(0, true, &ats(&[1]), now);
+    roster.resolved(0, true, &ats(&[1, 2]), now + S);
+    let snapshot = roster.snapshot(now + S);
+    let mut choices = snapshot.tiers().iter().flatten();
+    assert!(choices.all(|choice| choice.slow_start.is_none()));
+}
+
+#[test]
 fn the_last_ones_are_never_ejected() {
     let (mut roster, now) = roster(settings(&[0]));
     roster.resolved(0, true, &ats(&[1, 2, 3, 4]), now);
