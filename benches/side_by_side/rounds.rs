@@ -205,7 +205,7 @@ impl Rounds<'_> {
 }
 
 /// The numbers below `n` in an order of chance.
-fn shuffled(n: usize) -> Vec<usize> {
+pub(crate) fn shuffled(n: usize) -> Vec<usize> {
     use std::hash::{BuildHasher, RandomState};
     let chance = RandomState::new();
     let mut order: Vec<usize> = (0..n).collect();
