@@ -14,16 +14,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::account::{
     Account, AccountKey, Books, CloseReason, ListenerShard, Meter, PeekOutcome, Refusal,
 };
-use crate::admin::health;
+use crate::admin::health::{self, Readiness};
 use crate::config::{self, ProxyProtocol, SendProxy, SessionLimits};
-use crate::drain::Phase;
 use crate::leg;
 use crate::peek::read::peek;
 use crate::peek::{Name, Seen};
@@ -73,8 +72,8 @@ pub struct Entrance {
     pub descriptors: Arc<Semaphore>,
     /// The process is ready and connections are taken: before that there are no descriptors to be had, and none are missing.
     pub ready: Arc<AtomicBool>,
-    /// How far the process is on its way out.
-    pub phase: watch::Receiver<Phase>,
+    /// Whether the process should get traffic.
+    pub readiness: Readiness,
     /// The drain's deadline has come.
     pub over: CancellationToken,
     /// Bounds the lines that refused connections cause.
@@ -123,7 +122,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
             };
             return tokio::select! {
                 // Boxed: it is larger than all the rest, and every connection would carry room for it.
-                () = Box::pin(health::answer(client, sent, *entrance.phase.borrow())) => {}
+                () = Box::pin(health::answer(client, sent, entrance.readiness.clone())) => {}
                 () = ticket.shown_out() => {}
                 () = entrance.over.cancelled() => {}
             };

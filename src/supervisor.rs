@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::account::Books;
-use crate::admin::{self, Room, View, health};
+use crate::admin::health::{self, Readiness};
+use crate::admin::{self, Room, View};
 use crate::config::{Config, Host, Peers};
 use crate::drain::{Phase, Signal};
 use crate::leg::{self, Refused};
@@ -121,6 +122,11 @@ async fn supervise(
     let workers = config.workers.get();
     let books = Arc::new(Books::new(&names, workers, config.max_accounts));
     let (phase_sender, phase) = watch::channel(Phase::default());
+    let needed = config.fail_without.iter();
+    let readiness = Readiness {
+        phase,
+        needed: needed.map(|index| upstreams[*index].clone()).collect(),
+    };
     let descriptors = Arc::new(Semaphore::new(0)); // none before we are ready
     let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
@@ -138,7 +144,7 @@ async fn supervise(
         descriptors: descriptors.clone(),
         ready: ready.clone(),
         passed,
-        phase: phase.clone(),
+        readiness: readiness.clone(),
     })?;
     all_started(&mut workers_said, workers).await?;
     let fit = connections_that_fit(open_files, &config);
@@ -151,7 +157,7 @@ async fn supervise(
         books: books.clone(),
         upstreams: upstreams.clone(),
         rooms,
-        phase: phase.clone(),
+        readiness: readiness.clone(),
         spread,
         dropped_lines,
         dns_queries,
@@ -363,7 +369,7 @@ impl Ports {
 
     fn serve(self, view: View) {
         if let Some((listener, trusted)) = self.health {
-            tokio::spawn(health::serve(listener, trusted, view.phase.clone()));
+            tokio::spawn(health::serve(listener, trusted, view.readiness.clone()));
         }
         if let Some(listener) = self.admin {
             if let Ok(address) = listener.local_addr() {

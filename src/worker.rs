@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::account::{Books, CloseReason};
+use crate::admin::health::Readiness;
 use crate::config::{self, Config, SendProxy};
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
@@ -63,8 +64,8 @@ pub struct Worker {
     pub ready: Arc<AtomicBool>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
-    /// How far the process is on its way out.
-    pub phase: watch::Receiver<Phase>,
+    /// How far the process is on its way out, and whether it should get traffic.
+    pub readiness: Readiness,
 }
 
 /// A worker's share of a listener.
@@ -157,7 +158,7 @@ impl Worker {
             stop.clone(),
         ));
         started();
-        let mut phase = self.phase.clone();
+        let mut phase = self.readiness.phase.clone();
         // Fails only when the control thread is gone: then there is nobody left to serve for.
         let _ = phase.wait_for(|phase| *phase >= Phase::Finishing).await;
         stop.cancel();
@@ -243,7 +244,7 @@ impl Worker {
             descriptors: self.descriptors.clone(),
             ready: self.ready.clone(),
             places: door.sessions.clone(),
-            phase: self.phase.clone(),
+            readiness: self.readiness.clone(),
             over: over.clone(),
             refusal_log: LogLimiter::default(),
             accept_log: LogLimiter::default(),

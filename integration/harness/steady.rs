@@ -15,7 +15,8 @@ use hickory_proto::{
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
+    net::{TcpSocket, UdpSocket},
+    sync::watch,
     time::{MissedTickBehavior, interval},
 };
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -30,6 +31,10 @@ use super::{
     tls::Identity,
     watched::Watched,
 };
+
+/// Ports that connections come from: one after the other.
+const FIRST_PORT: u16 = 10_000;
+const PORTS: u64 = 50_000;
 
 /// Something that agents push to.
 #[derive(Clone, Debug)]
@@ -49,6 +54,8 @@ pub struct Service {
 pub struct Plan {
     /// The VPC's name server: it is asked before each connection.
     pub resolver: SocketAddr,
+    /// The address of the machine.
+    pub from: IpAddr,
     /// What is pushed to, one after the other.
     pub services: Vec<Service>,
     /// From the beginning of one connection to that of the next.
@@ -70,7 +77,7 @@ pub struct Connection {
     pub began: Instant,
     /// From there to its end.
     pub took: Duration,
-    /// Our end's address, once it was connected.
+    /// Our end's address. No two connections of one traffic have the same, so that others can tell them apart by it.
     pub local: Option<SocketAddr>,
     /// What `Server` said in the answer, if one came whole.
     pub by: Option<String>,
@@ -89,6 +96,8 @@ struct Books {
 pub struct Steady {
     books: Arc<Watched<Books>>,
     stop: CancellationToken,
+    /// Connections that began before this are given up.
+    give_up: watch::Sender<Option<Instant>>,
 }
 
 impl Steady {
@@ -96,9 +105,14 @@ impl Steady {
     pub fn start(host: &Host, plan: Plan) -> Self {
         let books = Arc::new(Watched::<Books>::default());
         let stop = CancellationToken::new();
-        let run = run(Arc::new(plan), Arc::clone(&books), stop.clone());
+        let (give_up, given_up) = watch::channel(None);
+        let run = run(Arc::new(plan), Arc::clone(&books), stop.clone(), given_up);
         host.spawn(run);
-        Self { books, stop }
+        Self {
+            books,
+            stop,
+            give_up,
+        }
     }
 
     /// All connections that are over.
@@ -134,6 +148,11 @@ impl Steady {
         });
     }
 
+    /// Resets what is still open of those that began before `when`. They count as failed.
+    pub fn give_up(&self, when: Instant) {
+        self.give_up.send_replace(Some(when));
+    }
+
     /// Begins no more, waits until all are over and returns them.
     #[track_caller]
     pub fn stop(&self) -> Vec<Connection> {
@@ -151,7 +170,12 @@ impl Drop for Steady {
     }
 }
 
-async fn run(plan: Arc<Plan>, books: Arc<Watched<Books>>, stop: CancellationToken) {
+async fn run(
+    plan: Arc<Plan>,
+    books: Arc<Watched<Books>>,
+    stop: CancellationToken,
+    given_up: watch::Receiver<Option<Instant>>,
+) {
     let mut ticks = interval(plan.pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -164,14 +188,19 @@ async fn run(plan: Arc<Plan>, books: Arc<Watched<Books>>, stop: CancellationToke
             books.begun - 1
         });
         let (plan, books) = (Arc::clone(&plan), Arc::clone(&books));
+        let given_up = given_up.clone();
         tokio::spawn(async move {
-            let connection = connection(&plan, number).await;
+            let connection = connection(&plan, number, given_up).await;
             books.update(|books| books.over.push(connection));
         });
     }
 }
 
-async fn connection(plan: &Plan, number: u64) -> Connection {
+async fn connection(
+    plan: &Plan,
+    number: u64,
+    mut given_up: watch::Receiver<Option<Instant>>,
+) -> Connection {
     let mut connection = Connection {
         number,
         service: number as usize % plan.services.len(),
@@ -182,8 +211,14 @@ async fn connection(plan: &Plan, number: u64) -> Connection {
         failure: None,
     };
     let mut step = "look-up";
-    let whole = push(plan, &mut connection, &mut step);
-    if let Err(error) = within(plan.patience, whole).await {
+    let began = connection.began;
+    let whole = within(plan.patience, push(plan, &mut connection, &mut step));
+    let given_up = given_up.wait_for(|when| when.is_some_and(|when| began < when));
+    let result = tokio::select! {
+        result = whole => result,
+        Ok(_) = given_up => Err(io::Error::other("given up")),
+    };
+    if let Err(error) = result {
         connection.failure = Some(format!("{step}: {error}"));
     }
     connection.took = connection.began.elapsed();
@@ -195,26 +230,43 @@ async fn push(plan: &Plan, connection: &mut Connection, step: &mut &str) -> io::
     let addresses = look_up(plan.resolver, &service.name).await?;
     let address = addresses.first().ok_or(io::ErrorKind::NotFound)?;
     *step = "connect";
-    let stream = TcpStream::connect(SocketAddr::new(*address, service.port)).await?;
-    connection.local = Some(stream.local_addr()?);
+    let socket = TcpSocket::new_v4()?;
+    // Else the kernel gives one port to several connections, as long as they lead to different places.
+    let port = FIRST_PORT + (connection.number % PORTS) as u16;
+    // Of an earlier traffic, perhaps; the kernel remembers for a minute.
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(plan.from, port))?;
+    connection.local = Some(socket.local_addr()?);
+    let stream = socket
+        .connect(SocketAddr::new(*address, service.port))
+        .await?;
     stream.set_nodelay(true)?;
     // Who gives up leaves nothing behind: what is closed before its end is reset.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    let Some(identity) = &service.tls else {
-        return exchange(stream, plan, connection, step).await;
+    let mut stream = match &service.tls {
+        None => exchange(stream, plan, connection, step).await?,
+        Some(identity) => {
+            *step = "handshake";
+            let name = ServerName::try_from(service.name.clone()).map_err(io::Error::other)?;
+            let stream = identity.connector().connect(name, stream).await?;
+            let stream = exchange(stream, plan, connection, step).await?;
+            stream.into_inner().0
+        }
     };
-    *step = "handshake";
-    let name = ServerName::try_from(service.name.clone()).map_err(io::Error::other)?;
-    let stream = identity.connector().connect(name, stream).await?;
-    exchange(stream, plan, connection, step).await
+    // TLS says goodbye before TCP does.
+    if stream.read(&mut [0; 1]).await? > 0 {
+        return Err(io::Error::other("more than a goodbye"));
+    }
+    Ok(())
 }
 
-async fn exchange(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+/// Asks, checks the answer and ends the stream, whose other end must then end it too.
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
     plan: &Plan,
     connection: &mut Connection,
     step: &mut &str,
-) -> io::Result<()> {
+) -> io::Result<S> {
     *step = "request";
     let service = &plan.services[connection.service];
     let body = Pattern::new(connection.number).bytes(0, plan.bytes);
@@ -237,7 +289,7 @@ async fn exchange(
     if stream.read(&mut [0; 1]).await? > 0 {
         return Err(io::Error::other("more than was asked for"));
     }
-    Ok(())
+    Ok(stream)
 }
 
 /// The IPv4 addresses of a name, as an agent's resolver asks for them.

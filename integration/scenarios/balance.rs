@@ -35,6 +35,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         claim("addresses_that_all_fail_are_never_all_given_up", never_all),
         claim("retries_stay_within_their_budget", budget),
+        claim(
+            "readyz_fails_without_an_upstream_that_it_was_told_to_need",
+            needed,
+        ),
         claim("health_check_takes_an_address_out_and_back", health),
         claim(
             "health_check_begins_with_local_where_headers_are_sent",
@@ -305,6 +309,35 @@ fn budget() {
         6
     );
     world::assert_at_rest(&three.relay, three.baseline);
+}
+
+/// By default it does not: a balancer resets every connection of a target that it takes for unhealthy.
+fn needed() {
+    for (keys, failing) in [("", 200), ("fail_without = [\"control-plane\"]", 503)] {
+        let hosts = Hosts::new("needed");
+        let start = before(&all_three(), "eject = { pause = \"1s\" }").replace(
+            "bind = \"0.0.0.0:9901\"\n",
+            &format!("bind = \"0.0.0.0:9901\"\n{keys}\n"),
+        );
+        hosts.origin.address("eth0", "10.30.0.3/24");
+        hosts.origin.address("eth0", "10.30.0.4/24");
+        let relay = start.on(&hosts.relay);
+        assert_eq!(relay.get("/readyz").0, 200);
+        for _ in 0..3 {
+            assert!(!exchange(&hosts.node, world::ENDPOINT));
+        }
+        relay.wait_metric("tollgate_upstream_ejections_total", &[], 3);
+        assert_eq!(relay.get("/readyz").0, failing);
+        if failing == 503 {
+            assert!(
+                relay
+                    .get("/readyz")
+                    .1
+                    .contains("no address of control-plane is usable")
+            );
+        }
+        relay.wait_until("the pause to be over", || relay.get("/readyz").0 == 200);
+    }
 }
 
 /// What an origin must answer, and what one that only reads does not.

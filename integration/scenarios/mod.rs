@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod addressed;
 mod ahead;
 mod balance;
 mod blocked;
@@ -18,9 +19,11 @@ mod chaos;
 mod connect;
 mod crowd;
 mod ends;
+mod failover;
 mod fairness;
 mod half_close;
 mod header;
+mod journal;
 mod large;
 mod long_way;
 mod modes;
@@ -41,8 +44,11 @@ mod soaked;
 mod streams;
 #[path = "../soak/switching.rs"]
 mod switching;
+mod t1;
+mod t2;
 mod t4;
 mod urgent;
+mod vanish;
 pub(crate) mod world;
 
 /// This program in another part than that of the test, if a test has started it for one.
@@ -74,6 +80,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         crowd::tests(),
         pipe_quota::tests(),
         connect::tests(),
+        vanish::tests(),
+        failover::tests(),
+        t1::tests(),
+        t2::tests(),
         balance::tests(),
         ahead::tests(),
         t4::tests(),

@@ -28,6 +28,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         claim("steady_traffic_knows_who_answered", who_answered),
         claim("steady_traffic_tells_what_failed_and_when", what_failed),
         claim("steady_traffic_finds_a_wrong_answer", wrong_answer),
+        claim("steady_traffic_gives_up_only_the_old", gives_up),
         claim("alb_passes_requests_on_by_path", by_path),
         claim("tap_sees_who_opens_connections", who_opens),
         claim("router_that_is_a_black_hole_says_nothing", black_hole),
@@ -69,6 +70,7 @@ impl Pair {
         };
         let plan = Plan {
             resolver: "10.0.0.2:53".parse().expect("an address"),
+            from: "10.0.0.1".parse().expect("an address"),
             services: vec![service],
             pace: Duration::from_millis(10),
             bytes: 5000,
@@ -144,6 +146,20 @@ fn wrong_answer() {
             connection.failure.as_deref(),
             Some("answer: not what was sent")
         );
+    }
+}
+
+fn gives_up() {
+    let pair = Pair::new("steady-patient");
+    let origin = Origin::start(&pair.server, "10.0.0.2:80", Manner::Sink);
+    let traffic = pair.traffic(80, None);
+    origin.wait("some", |books| (books.accepted >= 3).then_some(()));
+    let when = Instant::now();
+    traffic.give_up(when);
+    for connection in traffic.stop() {
+        let failure = connection.failure.as_deref();
+        let given_up = failure.is_some_and(|failure| failure.ends_with("given up"));
+        assert_eq!(given_up, connection.began < when, "{connection:?}");
     }
 }
 

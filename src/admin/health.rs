@@ -1,7 +1,7 @@
 //! Answers to "are you alive" and "should you get traffic".
 //!
 //! Deliberately shallow: a target that the balancer takes for unhealthy has all its connections reset, so neither answer depends
-//! on an upstream.
+//! on an upstream, unless the operator names some (`[health] fail_without`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,31 @@ use super::http::{self, Answer, Requests, Text};
 use crate::config::{CrcPolicy, Peers};
 use crate::drain::Phase;
 use crate::proxy_protocol::decode::{Rules, decode};
+use crate::upstream::Upstream;
+
+/// What the answers are made from.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    /// How far the process is on its way out.
+    pub phase: watch::Receiver<Phase>,
+    /// Upstreams without whose usable addresses there should be no traffic.
+    pub needed: Arc<[Arc<Upstream>]>,
+}
+
+impl Readiness {
+    /// Whether the balancer should send traffic here, and what to say to it.
+    fn now(&self) -> (bool, String) {
+        let phase = *self.phase.borrow();
+        if !phase.is_ready() {
+            return (false, phase.name().to_owned());
+        }
+        let mut needed = self.needed.iter();
+        match needed.find(|upstream| !upstream.snapshot().usable) {
+            Some(upstream) => (false, format!("no address of {} is usable", upstream.name)),
+            None => (true, phase.name().to_owned()),
+        }
+    }
+}
 
 /// Longest wait for a health check to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,16 +55,16 @@ const RULES: Rules = Rules {
 
 /// Answers a health check that came to the traffic port, behind its LOCAL header: as `/readyz` would, whatever the path. One that
 /// sends nothing (a TCP check) gets nothing. `sent` was read already.
-pub async fn answer(client: TcpStream, sent: Vec<u8>, phase: Phase) {
-    let serving = http::serve(client, sent, Requests::One, move |_, _| ready(phase));
+pub async fn answer(client: TcpStream, sent: Vec<u8>, readiness: Readiness) {
+    let serving = http::serve(client, sent, Requests::One, move |_, _| ready(&readiness));
     let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
 }
 
 /// The answer for a path of the health and admin ports.
-pub(super) fn check(path: &str, phase: Phase) -> Answer {
+pub(super) fn check(path: &str, readiness: &Readiness) -> Answer {
     match path {
         "/healthz" => Text(StatusCode::OK, "alive\n".to_owned()).into(),
-        "/readyz" => ready(phase),
+        "/readyz" => ready(readiness),
         _ => Text(
             StatusCode::NOT_FOUND,
             "/healthz, /readyz; /metrics and /status on the admin port\n".to_owned(),
@@ -48,26 +73,27 @@ pub(super) fn check(path: &str, phase: Phase) -> Answer {
     }
 }
 
-fn ready(phase: Phase) -> Answer {
-    let status = match phase.is_ready() {
+fn ready(readiness: &Readiness) -> Answer {
+    let (ready, why) = readiness.now();
+    let status = match ready {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
     };
-    Text(status, format!("{}\n", phase.name())).into()
+    Text(status, format!("{why}\n")).into()
 }
 
 /// Serves the health port, for ever: requests with or without a PROXY protocol header in front.
-pub async fn serve(listener: TcpListener, trusted: Peers, phase: watch::Receiver<Phase>) {
+pub async fn serve(listener: TcpListener, trusted: Peers, readiness: Readiness) {
     let trusted = Arc::new(trusted);
     super::serve_each(listener, move |mut stream, peer| {
-        let (trusted, phase) = (trusted.clone(), phase.clone());
+        let (trusted, readiness) = (trusted.clone(), readiness.clone());
         async move {
             if !trusted.contains(peer.ip()) {
                 return; // closed at once, unread
             }
             if let Ok(Some(request)) = timeout(PATIENCE, skip_header(&mut stream)).await {
                 let serving = http::serve(stream, request, Requests::One, |_, path| {
-                    check(path, *phase.borrow())
+                    check(path, &readiness)
                 });
                 let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
             }

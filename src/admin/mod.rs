@@ -17,15 +17,15 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::account::Books;
-use crate::drain::Phase;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
 use crate::upstream::Upstream;
+use health::Readiness;
 use http::{Answer, Json, Requests, Text};
 
 /// Connections served at once on the admin port, and as many on the health port; further ones wait in the accept queue. Each is
@@ -44,8 +44,8 @@ pub struct View {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Room in each listener, in the order of the configuration.
     pub rooms: Vec<Room>,
-    /// How far the process is on its way out.
-    pub phase: watch::Receiver<Phase>,
+    /// Whether the process should get traffic.
+    pub readiness: Readiness,
     /// How many connections each worker has.
     pub spread: Arc<Spread>,
     /// Lines of the log that nobody took.
@@ -137,6 +137,6 @@ fn answer(view: &View, method: &Method, path: &str) -> Answer {
             }
         },
         "/status" => Json(status::status(view)).into(),
-        path => health::check(path, *view.phase.borrow()),
+        path => health::check(path, &view.readiness),
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn status(view: &View) -> Value {
     let now = Instant::now();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "phase": view.phase.borrow().name(),
+        "phase": view.readiness.phase.borrow().name(),
         "uptime_seconds": now.duration_since(view.began).as_secs(),
         "workers": view.workers,
         "listeners": snapshot.listeners.iter().zip(&view.rooms).map(|(listener, room)| json!({

@@ -30,6 +30,7 @@ struct Families {
     waiting: Family,
     ahead: Family,
     sessions: Family,
+    opened: Family,
     connect: Family,
     rtt: Family,
     retransmits: Family,
@@ -86,6 +87,10 @@ impl Families {
             sessions: gauge(
                 "tollgate_upstream_address_sessions",
                 "Sessions on an address.",
+            ),
+            opened: counter(
+                "tollgate_upstream_address_connections_total",
+                "Sessions that were connected to an address.",
             ),
             connect: gauge(
                 "tollgate_upstream_address_connect_seconds",
@@ -154,6 +159,7 @@ impl Families {
         let at = address.at.to_string();
         let labels = [("upstream", &*upstream.name), ("address", at.as_str())];
         self.sessions.add(&labels, address.sessions().into());
+        self.opened.add(&labels, address.opened());
         let times = [
             (&mut self.connect, address.connect_time()),
             (&mut self.rtt, address.rtt()),
@@ -181,6 +187,7 @@ impl Families {
             self.waiting,
             self.ahead,
             self.sessions,
+            self.opened,
             self.connect,
             self.rtt,
             self.retransmits,
@@ -261,6 +268,7 @@ fn address_status(member: &Member, state: State, now: Instant) -> Value {
         "why": member.why,
         "for_seconds": now.saturating_duration_since(member.since).as_secs(),
         "sessions": address.sessions(),
+        "opened": address.opened(),
         "ahead": address.ahead(),
         "connect_ms": millis(address.connect_time()),
         "rtt_ms": millis(address.rtt()),

@@ -57,6 +57,7 @@ pub(super) struct AdminTable {
 pub(super) struct HealthTable {
     pub(super) bind: Key,
     pub(super) trusted_peers: Key,
+    pub(super) fail_without: Key,
 }
 
 /// `[drain]`.

@@ -50,6 +50,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// The port for the NLB's health checks, when there is one.
     pub health: Option<HealthPort>,
+    /// Upstreams without whose usable addresses this target asks for no traffic: indices into [`Config::upstreams`].
+    pub fail_without: Vec<usize>,
     /// What happens between SIGTERM and the end of the process.
     pub drain: Drain,
     /// Form and level of the log.

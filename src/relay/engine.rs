@@ -103,6 +103,7 @@ impl Engine {
 
     /// Takes a session over: whatever was read behind its header is sent at once, the rest follows readiness.
     pub fn add(&mut self, new: NewSession) {
+        new.place.hold.address().open();
         let index = self
             .sessions
             .insert(Session::new(new, self.relay.mode, self.now));

@@ -21,6 +21,7 @@ pub struct Address {
     present: AtomicBool,
     sessions: AtomicU32,
     ahead: AtomicU32,
+    opened: AtomicU64,
     /// Connects that failed since the last that did not.
     connect_failures: AtomicU32,
     /// Connections reset before they said a word, since the last that said one.
@@ -54,6 +55,7 @@ impl Address {
             present: AtomicBool::new(true),
             sessions: AtomicU32::new(0),
             ahead: AtomicU32::new(0),
+            opened: AtomicU64::new(0),
             connect_failures: AtomicU32::new(0),
             early_resets: AtomicU32::new(0),
             reset_for: AtomicU64::new(0),
@@ -79,6 +81,17 @@ impl Address {
     #[must_use]
     pub fn sessions(&self) -> u32 {
         self.sessions.load(Relaxed)
+    }
+
+    /// Sessions that were connected to it so far.
+    #[must_use]
+    pub fn opened(&self) -> u64 {
+        self.opened.load(Relaxed)
+    }
+
+    /// A session is connected to it.
+    pub fn open(&self) {
+        self.opened.fetch_add(1, Relaxed);
     }
 
     /// Connections dialled ahead.

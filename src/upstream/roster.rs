@@ -450,6 +450,7 @@ impl Roster {
         }
         Snapshot {
             looked_up: self.targets.iter().all(|target| target.looked_up),
+            usable: self.members.iter().any(Member::is_usable),
             serving: self.serving,
             departures: self.counts.departures,
             tiers: tiers.into_values().collect(),

@@ -10,6 +10,8 @@ use super::address::Address;
 pub struct Snapshot {
     /// Every target was looked up at least once, with whatever outcome.
     pub looked_up: bool,
+    /// There is an address that is neither ejected nor unhealthy, in whatever group.
+    pub usable: bool,
     /// Priority of the group that serves.
     pub serving: u32,
     /// Addresses that have left so far: whether sessions have to be looked at.

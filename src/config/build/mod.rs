@@ -125,6 +125,7 @@ impl Builder {
             .iter()
             .map(|table| self.listener(table, &names))
             .collect();
+        let fail_without = self.fail_without(&file.health.fail_without, &names);
         if listeners.is_empty() {
             let help = "add one: [[listener]] with name, bind, trusted_peers and upstream";
             self.found.mistake(
@@ -150,6 +151,7 @@ impl Builder {
             workers: workers.and_then(NonZeroUsize::new).unwrap_or_else(cores),
             admin,
             health,
+            fail_without,
             drain,
             log,
             session,
@@ -161,6 +163,22 @@ impl Builder {
             listeners: listeners.into_iter().collect::<Option<_>>()?,
             upstreams: upstreams.into_iter().collect::<Option<_>>()?,
         })
+    }
+
+    fn fail_without(&mut self, key: &Key, upstreams: &[Option<Arc<str>>]) -> Vec<usize> {
+        let at = "health.fail_without";
+        let wanted = self.found.list(at, key, addresses::name);
+        let wanted = wanted.into_iter().flatten();
+        wanted
+            .filter_map(|name| {
+                let found = routes::position(upstreams, name.get_ref());
+                if found.is_none() {
+                    let (problem, help) = routes::no_such_upstream(upstreams, name.get_ref());
+                    self.found.mistake(at, &problem, &help, Some(name.span()));
+                }
+                found
+            })
+            .collect()
     }
 
     fn health(&mut self, table: &HealthTable) -> Option<HealthPort> {

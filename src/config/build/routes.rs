@@ -127,28 +127,35 @@ impl Builder {
         let wanted = self
             .found
             .required(at, key, place, &example, addresses::name)?;
-        let found = upstreams
-            .iter()
-            .position(|name| name.as_ref() == Some(&wanted));
+        let found = position(upstreams, &wanted);
         if found.is_none() {
-            let list = names()
-                .map(|name| format!("{name:?}"))
-                .collect::<Vec<_>>()
-                .join(", ");
-            let help = match nearest(&wanted, names()) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None if list.is_empty() => format!("add [[upstream]] with name = {wanted:?}"),
-                None => format!("write one of {list}, or add [[upstream]] with name = {wanted:?}"),
-            };
-            self.found.mistake(
-                at,
-                &format!("there is no upstream {wanted:?}"),
-                &help,
-                key.as_ref().map(Spanned::span),
-            );
+            let (problem, help) = no_such_upstream(upstreams, &wanted);
+            let span = key.as_ref().map(Spanned::span);
+            self.found.mistake(at, &problem, &help, span);
         }
         found
     }
+}
+
+/// Which upstream has this name.
+pub(super) fn position(upstreams: Names<'_>, wanted: &str) -> Option<usize> {
+    let mut names = upstreams.iter().map(Option::as_deref);
+    names.position(|name| name == Some(wanted))
+}
+
+/// That none has, and what to do.
+pub(super) fn no_such_upstream(upstreams: Names<'_>, wanted: &str) -> (String, String) {
+    let names = || upstreams.iter().flatten().map(AsRef::as_ref);
+    let list = names()
+        .map(|name| format!("{name:?}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let help = match nearest(wanted, names()) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None if list.is_empty() => format!("add [[upstream]] with name = {wanted:?}"),
+        None => format!("write one of {list}, or add [[upstream]] with name = {wanted:?}"),
+    };
+    (format!("there is no upstream {wanted:?}"), help)
 }
 
 /// Whether every connection that `later` would take is taken by `earlier`. Sure where it says so.
