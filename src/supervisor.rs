@@ -213,7 +213,7 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
     for listener in &config.listeners {
         let pending = Arc::new(Semaphore::new(listener.max_pending));
         let sessions = Arc::new(Semaphore::new(listener.max_sessions));
-        let limits = config.listener_limits(listener);
+        let limits = config.client_leg(listener);
         let what = || format!("listener {:?}", &*listener.name);
         let refused = |address: SocketAddr| move |error| bind_error(address, what(), error);
         let addresses = listener

@@ -183,6 +183,10 @@ fn given_up() {
         .relay
         .wait_metric("tollgate_ahead_total", &[("outcome", "taken")], 1);
     first.kill();
+    // A byte that is sent before the relay hears of it is the session's own loss.
+    second.wait("the replacement", |books| {
+        (books.accepted > 0).then_some(())
+    });
     ahead.hosts.node.run(async move {
         agent.exchange(1000).await.unwrap();
         agent.finish().unwrap();

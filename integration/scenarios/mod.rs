@@ -25,6 +25,7 @@ mod half_close;
 mod header;
 mod journal;
 mod large;
+mod legs;
 mod long_way;
 mod modes;
 mod operation;
@@ -65,6 +66,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ends::tests(),
         half_close::tests(),
         bounds::tests(),
+        legs::tests(),
         pressure::tests(),
         probe::tests(),
         random::tests(),

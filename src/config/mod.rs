@@ -104,10 +104,15 @@ impl Config {
     pub fn listener_limits(&self, listener: &Listener) -> SessionLimits {
         match listener.upstream {
             Some(upstream) => self.session_limits(listener, &self.upstreams[upstream]),
-            None => {
-                SessionLimits::from_layers([&listener.session, &listener.session, &self.session])
-            }
+            None => self.client_leg(listener),
         }
+    }
+
+    /// What the sockets of a listener's clients are guarded by, keepalive and user timeout: what the listener says, else `[session]`, else the
+    /// default. What an upstream says of them is about its own leg.
+    #[must_use]
+    pub fn client_leg(&self, listener: &Listener) -> SessionLimits {
+        SessionLimits::from_layers([&listener.session, &listener.session, &self.session])
     }
 
     /// The limits of a session that arrived on `listener` and goes to `upstream`: what the upstream says, else the listener,

@@ -259,8 +259,11 @@ impl Dialer {
     }
 
     pub(super) fn failed(&self, address: &Address, error: &io::Error) {
-        address.connect_failed();
         self.upstream.dialled.failures.fetch_add(1, Relaxed);
+        // Our source is not here, or no port is left towards the address: no fault of its own.
+        if error.kind() != io::ErrorKind::AddrNotAvailable {
+            address.connect_failed();
+        }
         self.upstream.refresh.notify_waiters();
         let (upstream, address) = (&*self.upstream.name, address.at);
         match self.failures.allow(Instant::now()) {

@@ -184,11 +184,13 @@ async fn an_answer_in_pieces_of_any_size_is_the_same_answer() {
         // Whoever has read enough goes away: then the rest cannot be written, and need not be.
         let (mut near, mut far) = tokio::io::duplex(size);
         let reading = async move { read_expected(&mut near, at, b"PONG H").await };
-        let (found, _) = tokio::join!(reading, far.write_all(b"PONK PONG HTTP"));
+        let writing = async move { far.write_all(b"PONK PONG HTTP").await };
+        let (found, _) = tokio::join!(reading, writing);
         found.unwrap();
         let (mut near, mut far) = tokio::io::duplex(size);
         let reading = async move { read_status(&mut near, at).await };
-        let (status, _) = tokio::join!(reading, far.write_all(head));
+        let writing = async move { far.write_all(head).await };
+        let (status, _) = tokio::join!(reading, writing);
         assert_eq!(status.unwrap(), 204);
     }
 }

@@ -1,9 +1,12 @@
 //! A relay's process as /proc shows it: descriptors, pipes, threads, processor time, memory.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, net::SocketAddr, thread, time::Duration};
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use socket2::Socket;
 
 use super::Relay;
-use crate::harness::BOUND;
+use crate::harness::{BOUND, sockets};
 
 /// Over which window a relay at rest is watched.
 const REST: Duration = Duration::from_millis(300);
@@ -36,6 +39,33 @@ impl Relay {
         let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         links
             .map(|link| link.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    /// Its connections as descriptors of ours (pidfd_getfd(2)), so that a test can ask its sockets what they were told: each with its own and the
+    /// other end's address.
+    #[track_caller]
+    pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr, Socket)> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        let process = pidfd_open(id.expect("a process id"), PidfdFlags::empty());
+        let process = process.expect("it runs");
+        let folder = format!("/proc/{}/fd", self.id());
+        let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let sockets = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let link = fs::read_link(entry.path()).ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            link.to_str()?.starts_with("socket:").then_some(number)
+        });
+        sockets
+            .filter_map(|number| {
+                // One that was closed since it was listed is none, and neither is one that listens.
+                let socket = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()?;
+                let socket = Socket::from(socket);
+                let remote = socket.peer_addr().ok()?.as_socket()?;
+                let local = socket.local_addr().ok()?.as_socket()?;
+                Some((sockets::plain(local), sockets::plain(remote), socket))
+            })
             .collect()
     }
 

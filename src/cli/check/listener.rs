@@ -63,11 +63,14 @@ pub(super) fn describe(out: &mut String, config: &Config, listener: &Listener) -
         "  limits    {} sessions, {} without a whole header",
         listener.max_sessions, listener.max_pending
     )?;
-    writeln!(
-        out,
-        "  session   {}",
-        session(&config.listener_limits(listener))
-    )?;
+    let (limits, clients) = (
+        config.listener_limits(listener),
+        config.client_leg(listener),
+    );
+    writeln!(out, "  session   {}", session(&limits))?;
+    if guards(&clients) != guards(&limits) {
+        writeln!(out, "  clients   {}", guards(&clients))?;
+    }
     describe_socket(out, &listener.socket)
 }
 
@@ -86,7 +89,17 @@ fn conditions(route: &Route) -> String {
 }
 
 fn session(limits: &SessionLimits) -> String {
-    let bound = |bound: Option<Duration>| bound.map_or("off".to_owned(), duration_text);
+    format!(
+        "idle {}, half-close {}, age {}, {}",
+        bound(limits.idle_timeout),
+        bound(limits.half_close_timeout),
+        bound(limits.max_age),
+        guards(limits),
+    )
+}
+
+/// What a socket is told.
+fn guards(limits: &SessionLimits) -> String {
     let keepalive = limits.keepalive.map_or("off".to_owned(), |keepalive| {
         format!(
             "{} then {} × {}",
@@ -96,10 +109,11 @@ fn session(limits: &SessionLimits) -> String {
         )
     });
     format!(
-        "idle {}, half-close {}, age {}, keepalive {keepalive}, user timeout {}",
-        bound(limits.idle_timeout),
-        bound(limits.half_close_timeout),
-        bound(limits.max_age),
-        bound(limits.user_timeout),
+        "keepalive {keepalive}, user timeout {}",
+        bound(limits.user_timeout)
     )
+}
+
+fn bound(bound: Option<Duration>) -> String {
+    bound.map_or("off".to_owned(), duration_text)
 }

@@ -230,6 +230,7 @@ targets = ["spare.example:443"]
                 "listener ingest: 0.0.0.0:8443 → control-plane",
                 "peers     10.20.0.0/16",
                 "idle 10m, half-close 1m, age 12h, keepalive off, user timeout 5m",
+                "  clients   keepalive 1m then 4 × 15s, user timeout 5m",
                 "  socket    as the kernel makes them",
                 "target    [fd00::5]:443",
                 "balance   of two at random, the one with fewer sessions for its weight",
