@@ -41,8 +41,8 @@ pub(crate) const ORIGIN_NAME: &str = "origin.example.internal";
 pub(crate) const NAME_SERVER: &str = "10.2.0.2:53";
 
 /// What Linux ships, in every host alike: a machine's own tuning stays outside.
-const RECEIVE_BUFFER: &str = "4096 131072 6291456";
-const SEND_BUFFER: &str = "4096 16384 4194304";
+pub(crate) const RECEIVE_BUFFER: &str = "4096 131072 6291456";
+pub(crate) const SEND_BUFFER: &str = "4096 16384 4194304";
 
 /// How long connecting through a relay may take.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -18,7 +18,7 @@ use crate::{
     peers::Running,
     processor::{Cores, Usage},
     report::shown,
-    rounds::shuffled,
+    rounds::{MOST_WAITED, TRIES, shuffled},
     settings::Room,
     summary::Spread,
     variant::{Kind, Role, Variant},
@@ -41,6 +41,8 @@ pub(crate) const QUERIES_PER_SECOND: u32 = 1_000;
 const SHORT_LIVED: u32 = 1;
 const LONG_LIVED: u32 = 300;
 
+/// Beyond this nothing is measured twice.
+const BOUND: Duration = Duration::from_secs(50);
 /// How long a relay may take to know all its names; and how long it is left alone before its processor time is read.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_millis(25);
@@ -142,17 +144,19 @@ pub(crate) fn names(
     };
     let quiet = begin(first, "seldom", LONG_LIVED)?;
     let busy = begin(first + 1, "often", SHORT_LIVED)?;
+    let began = Instant::now();
     for round in 0..rounds {
+        let unhurried = began + BOUND * (round + 1) / rounds;
         for workload in shuffled(names.workloads.len()) {
             for turn in shuffled(Beside::ALL.len()) {
                 let beside = Beside::ALL[turn];
                 let what = &names.workloads[workload];
                 let measured = match beside {
-                    Beside::Refreshing => measure(world, &busy, what, length),
+                    Beside::Refreshing => calmest(world, &busy, what, length, unhurried),
                     // The other one rests, and its names wait.
                     _ => {
                         pause(&busy, true);
-                        let measured = measure(world, &quiet, what, length);
+                        let measured = calmest(world, &quiet, what, length, unhurried);
                         pause(&busy, false);
                         measured
                     }
@@ -262,6 +266,32 @@ fn threads(process: u32) -> io::Result<[Usage; 2]> {
 
 type Came = (Outcome, [Usage; 2], u64);
 
+/// As in the rounds: one in which the relay had to share its core is measured again, while there is time.
+fn calmest(
+    world: &World,
+    relay: &Running,
+    what: &Workload,
+    length: Duration,
+    unhurried: Instant,
+) -> io::Result<Came> {
+    // For its own other threads the worker waits rightly.
+    let waited = |(outcome, [worker, control], _): &Came| {
+        let waited = worker.waited.saturating_sub(control.ran);
+        waited.as_secs_f64() / outcome.elapsed.as_secs_f64()
+    };
+    let mut best = measure(world, relay, what, length)?;
+    for _ in 1..TRIES {
+        if waited(&best) < MOST_WAITED || Instant::now() > unhurried {
+            break;
+        }
+        let again = measure(world, relay, what, length)?;
+        if waited(&again) < waited(&best) {
+            best = again;
+        }
+    }
+    Ok(best)
+}
+
 /// As in the rounds: connections and some traffic first, then what counts.
 fn measure(world: &World, relay: &Running, what: &Workload, length: Duration) -> io::Result<Came> {
     let process = relay.process_id().ok_or(io::ErrorKind::NotFound)?;
@@ -361,23 +391,28 @@ impl Names {
         Spread::of(refreshing.map(|one| one.control.ran.as_secs_f64() * 1e6 / one.answers as f64))
     }
 
-    /// What the worker did while all names of a start became known, in microseconds for each beyond what a start without names takes it.
+    /// The part of a core that the worker took while all names of a start became known, beyond what a start without names takes it.
     pub(crate) fn worker_at_start(&self) -> Option<f64> {
         let [without, with] = self.started.as_slice() else {
             return None;
         };
         let more = with.worker.since(without.worker).ran;
-        Some(more.as_secs_f64() * 1e6 / with.names as f64)
+        Some(more.as_secs_f64() / with.took.as_secs_f64())
     }
 
     pub(crate) fn write(&self, text: &mut String) -> std::fmt::Result {
         writeln!(
             text,
             "### Names\n\n{REFRESHED} names, {IN_AN_UPSTREAM} to an upstream, with {ADDRESSES} IPv4 addresses each that every answer has in another order. *Refreshing*: their TTL is {SHORT_LIVED} s, and the relay asks \
-             for each again as soon as that is over, a socket and a port for each question. *Beside nothing*: the same with a TTL of {LONG_LIVED} s, twice in each round; what these two differ by is noise. \
+             for each again as soon as that is over, a socket and a port for each question. {} rounds. *Beside nothing*: the same with a TTL of {LONG_LIVED} s, twice in each round; what these two differ by is noise. \
              The worker and all other threads share one core, the name server has its place on the other with client and origin: what it takes them is missing there, so that a session takes longer; what the worker \
              does for one should be the same. Only one kind of address is asked for, because `queries_per_second` is at most {QUERIES_PER_SECOND} (a VPC's resolver drops what is beyond 1024): two kinds of {REFRESHED} names \
-             take two seconds each time round.\n"
+             take two seconds each time round.\n",
+            self.measured
+                .iter()
+                .map(|one| one.round + 1)
+                .max()
+                .unwrap_or(0),
         )?;
         writeln!(
             text,
@@ -417,14 +452,19 @@ impl Names {
         }
         writeln!(
             text,
-            "\nOther threads than workers take {} ms for a thousand answers.\n\n| names at the start | all known after, s | answers a second | worker, ms | other threads, ms |\n|---|---|---|---|---|",
+            "\nOther threads than workers take {} ms for a thousand answers.\n\n| names at the start | all known after, s | answers a second | worker, ms | worker, µs a name | other threads, ms |\n|---|---|---|---|---|---|",
             shown(self.control())
         )?;
         for started in &self.started {
             let took = started.took.as_secs_f64();
+            let each = started.worker.ran.as_secs_f64() * 1e6 / started.names as f64;
+            let each = match started.names {
+                0 => "-".to_owned(),
+                _ => format!("{each:.1}"),
+            };
             writeln!(
                 text,
-                "| {} | {took:.2} | {:.0} | {:.1} | {:.0} |",
+                "| {} | {took:.2} | {:.0} | {:.1} | {each} | {:.0} |",
                 started.names,
                 started.names as f64 / took,
                 started.worker.ran.as_secs_f64() * 1e3,

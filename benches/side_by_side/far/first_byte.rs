@@ -25,8 +25,6 @@ use crate::{exchange::Chance, lab::World, peers::Running, short};
 const MESSAGE: usize = 1024;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Dials that the round trip is measured by.
-const DIALS: u32 = 20;
 
 /// How often agents come, and for how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,47 +104,32 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// What a dial over the link takes: each by itself.
-pub(crate) fn round_trips(world: &World, relay: &Running) -> io::Result<Vec<Duration>> {
-    let to = World::origin(relay.number());
-    world.relay.run(async move {
-        let mut took = Vec::new();
-        let mut dials = JoinSet::new();
-        for number in 0..DIALS {
-            let at = Instant::now() + number * Duration::from_millis(7);
-            dials.spawn(async move {
-                sleep_until(at).await;
-                let began = Instant::now();
-                timeout(PATIENCE, TcpStream::connect(to)).await??;
-                Ok::<_, io::Error>(began.elapsed())
-            });
-        }
-        while let Some(dialled) = dials.join_next().await {
-            took.push(dialled.map_err(io::Error::other)??);
-        }
-        Ok(took)
-    })
-}
-
-/// Lets agents come to all of these relays. `round` decides when they do.
+/// Lets agents come to all of these relays, and has the relays' host dial the origin whenever one comes: what that takes is the link's round trip.
+/// `round` decides when they come.
 pub(crate) fn first_bytes(
     world: &World,
     relays: &[Running],
     arrivals: Arrivals,
     round: u32,
-) -> io::Result<Vec<FirstBytes>> {
+) -> io::Result<(Vec<FirstBytes>, Vec<Duration>)> {
     let ahead = |relay: &Running| relay.tollgate().map(|relay| outcomes(&relay.metrics()));
     let before: Vec<_> = relays.iter().map(ahead).collect();
-    let all = relays.iter().map(|relay| {
+    let mut asked = Vec::new();
+    for relay in relays {
         let to = relay.address_with_header().unwrap_or(relay.address());
         let requests = short::headers(relay).into_iter();
         let requests = requests.map(|header| [header, vec![b'?'; MESSAGE]].concat());
-        (to, Arc::new(requests.collect::<Vec<_>>()))
-    });
-    let all: Vec<_> = all.collect();
-    let took = world.client.run(agents(all, arrivals, round))?;
-    let after = relays.iter().map(ahead);
+        asked.push((to, Arc::new(requests.collect())));
+    }
+    let Some(first) = relays.first() else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let dialled = (World::origin(first.number()), Arc::default());
+    let trips = world.relay.spawn(agents(vec![dialled], arrivals, round));
+    let took = world.client.run(agents(asked, arrivals, round))?;
+    let trips = world.relay.run(trips).map_err(io::Error::other)??;
     let mut all = Vec::new();
+    let after = relays.iter().map(ahead);
     for ((before, after), took) in before.into_iter().zip(after).zip(took) {
         let (before, mut ahead) = (before.unwrap_or_default(), after.unwrap_or_default());
         for (outcome, count) in &mut ahead {
@@ -154,7 +137,7 @@ pub(crate) fn first_bytes(
         }
         all.push(FirstBytes { took, ahead });
     }
-    Ok(all)
+    Ok((all, trips.into_iter().flatten().collect()))
 }
 
 fn outcomes(metrics: &crate::harness::relay::Metrics) -> BTreeMap<String, u64> {
@@ -168,6 +151,7 @@ fn outcomes(metrics: &crate::harness::relay::Metrics) -> BTreeMap<String, u64> {
     outcomes.map(count).collect()
 }
 
+/// Where to, and with what in turn; with nothing, connecting is all.
 type Asked = (SocketAddr, Arc<Vec<Vec<u8>>>);
 
 /// To each address at the same instants.
@@ -178,7 +162,7 @@ async fn agents(all: Vec<Asked>, arrivals: Arrivals, round: u32) -> io::Result<V
     let mut asking = JoinSet::new();
     let began = Instant::now();
     let mut at = began;
-    for number in 0.. {
+    for number in 0_usize.. {
         at += Duration::from_secs_f64(-(1.0 - chance.next()).ln() / arrivals.per_second);
         if at > began + arrivals.during {
             break;
@@ -187,8 +171,8 @@ async fn agents(all: Vec<Asked>, arrivals: Arrivals, round: u32) -> io::Result<V
         for (place, (to, requests)) in all.iter().enumerate() {
             let (to, requests, took) = (*to, Arc::clone(requests), Arc::clone(&took));
             asking.spawn(async move {
-                let request = &requests[number % requests.len()];
-                let first = timeout(PATIENCE, ask(to, request)).await??;
+                let at = number.checked_rem(requests.len());
+                let first = timeout(PATIENCE, ask(to, at.map(|at| &*requests[at]))).await??;
                 let mut took = took.lock().unwrap_or_else(PoisonError::into_inner);
                 took[place].push(first);
                 Ok::<_, io::Error>(())
@@ -202,9 +186,12 @@ async fn agents(all: Vec<Asked>, arrivals: Arrivals, round: u32) -> io::Result<V
     Ok(std::mem::take(&mut *took))
 }
 
-async fn ask(to: SocketAddr, request: &[u8]) -> io::Result<Duration> {
+async fn ask(to: SocketAddr, request: Option<&[u8]>) -> io::Result<Duration> {
     let began = Instant::now();
     let mut stream = TcpStream::connect(to).await?;
+    let Some(request) = request else {
+        return Ok(began.elapsed());
+    };
     stream.set_nodelay(true)?;
     stream.write_all(request).await?;
     let mut answer = [0; MESSAGE];

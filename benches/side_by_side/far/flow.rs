@@ -19,8 +19,8 @@ use socket2::SockRef;
 use crate::{harness::netns::Host, lab::World, load::Readiness, peers::Running};
 
 /// From the first byte on: what a flow is left to find its rate, and what is measured then.
-const TO_FIND_ITS_RATE: Duration = Duration::from_millis(3500);
-const MEASURED: Duration = Duration::from_millis(2000);
+pub(crate) const TO_FIND_ITS_RATE: Duration = Duration::from_millis(3500);
+pub(crate) const MEASURED: Duration = Duration::from_millis(2000);
 /// How often it is looked at meanwhile, and the part of its later rate that counts for having found it.
 const LOOK: Duration = Duration::from_millis(100);
 const FOUND: f64 = 0.8;

@@ -57,12 +57,19 @@ pub(crate) struct Asked {
     pub(crate) got: FirstBytes,
 }
 
+/// What dials over the link took at the same time: its round trips.
+#[derive(Clone, Debug)]
+pub(crate) struct Trips {
+    pub(crate) round: u32,
+    pub(crate) arrivals: usize,
+    pub(crate) took: Vec<Duration>,
+}
+
 /// Time to first byte, in all rounds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FirstByte {
     pub(crate) asked: Vec<Asked>,
-    /// What dials over the link took: its round trips, by round.
-    pub(crate) trips: Vec<Vec<Duration>>,
+    pub(crate) trips: Vec<Trips>,
 }
 
 /// One flow.
@@ -118,13 +125,14 @@ pub(crate) fn first_byte(
     for round in 0..rounds {
         let relays = start(variants, &ASKED, &world, cores)?;
         let _answering = Answering::at(&world, relays.iter()).map_err(failed)?;
-        let Some(any) = relays.first() else {
-            break;
-        };
-        let trips = first_byte::round_trips(&world, any).map_err(failed)?;
-        all.trips.push(trips);
         for (arrivals, what) in ARRIVALS.into_iter().enumerate() {
-            let got = first_byte::first_bytes(&world, &relays, what, round).map_err(failed)?;
+            let came = first_byte::first_bytes(&world, &relays, what, round);
+            let (got, took) = came.map_err(failed)?;
+            all.trips.push(Trips {
+                round,
+                arrivals,
+                took,
+            });
             for (relay, got) in relays.iter().zip(got) {
                 all.asked.push(Asked {
                     round,

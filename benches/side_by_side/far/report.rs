@@ -11,17 +11,18 @@ use serde_json::{Value, json};
 use super::{
     ASKED, DELAY, FLOWING, FirstByte, Flowed, Flows, PAYLOAD, RATE,
     first_byte::ARRIVALS,
-    flow::{Limit, Way},
+    flow::{self, Limit, Way},
 };
 use crate::{
+    lab::{RECEIVE_BUFFER, SEND_BUFFER},
     report::shown,
     summary::Spread,
     variant::{Role, Variant},
 };
 
 /// What the two peers can do about the dial.
-const PEERS: &str = "The peers are as shipped: neither has anything that saves the dial for a stream. HAProxy and nginx keep connections to a server for \
-    the next request of HTTP only; HAProxy's `tfo` on a server's line puts the first bytes into the SYN, for a far end that takes TCP Fast Open.";
+const PEERS: &str = "The peers are as shipped, because neither has anything that saves the dial for a stream: HAProxy and nginx keep connections to a server for \
+    the next request of HTTP only, and HAProxy 2.6 makes no use of `tfo` on a server's line in TCP mode (tried: no SYN carries data).";
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
@@ -42,8 +43,10 @@ fn place(variants: &[Variant], role: Role) -> Option<usize> {
 
 impl FirstByte {
     /// Round trips of the link, in milliseconds: the middle one of each round.
-    pub(crate) fn trip(&self) -> Option<Spread> {
-        Spread::of(self.trips.iter().filter_map(|trips| at(trips, 0.5)))
+    fn trips(&self, arrivals: usize) -> impl Iterator<Item = (u32, f64)> {
+        let trips = self.trips.iter();
+        let trips = trips.filter(move |trips| trips.arrivals == arrivals);
+        trips.filter_map(|trips| Some((trips.round, at(&trips.took, 0.5)?)))
     }
 
     fn by_round(&self, variant: usize, arrivals: usize) -> impl Iterator<Item = (u32, f64)> {
@@ -75,9 +78,9 @@ impl FirstByte {
     ) -> Option<Spread> {
         let [one, than] = [place(variants, one)?, place(variants, than)?];
         let others: BTreeMap<u32, f64> = self.by_round(than, arrivals).collect();
+        let trips: BTreeMap<u32, f64> = self.trips(arrivals).collect();
         Spread::of(self.by_round(one, arrivals).filter_map(|(round, median)| {
-            let trip = at(self.trips.get(usize::try_from(round).ok()?)?, 0.5)?;
-            Some((median - others.get(&round)?) / trip)
+            Some((median - others.get(&round)?) / trips.get(&round)?)
         }))
     }
 
@@ -96,18 +99,25 @@ impl FirstByte {
     }
 
     pub(crate) fn write(&self, text: &mut String, variants: &[Variant]) -> Result {
-        let Some(trip) = self.trip() else {
+        if self.asked.is_empty() {
             return Ok(());
-        };
+        }
+        let rounds = self.trips.iter().map(|trips| trips.round).max();
+        let trips = ARRIVALS.iter().enumerate();
+        let trips = trips.flat_map(|(arrivals, _)| self.trips(arrivals));
         writeln!(
             text,
             "### Time to first byte over {} ms\n\nAgents come by chance, each on a fresh connection: PROXY v2 header and a request of 1 KiB at once, the answer of 1 KiB \
-             from an origin behind the link. Counted from connecting to the first byte of the answer. All relays are asked at the same instants. The link is two TUN \
-             devices that hold each packet for {} ms; a dial over it, which is what a round trip takes there, took {} ms (middle one of each round). {PEERS} *No relay* \
+             from an origin behind the link. Counted from connecting to the first byte of the answer. All relays are asked at the same instants, in {} rounds of {} and {} s that follow on \
+             each other: what finds no connection dialled ahead comes mostly while the rate has just risen. The link is two TUN \
+             devices that hold each packet for {} ms. A dial over it, at the same instants, takes a round trip: {} ms. {PEERS} *No relay* \
              is the agent over a link of its own, dial included.\n",
             2 * DELAY.as_millis(),
+            rounds.map_or(0, |last| last + 1),
+            ARRIVALS[0].during.as_secs(),
+            ARRIVALS[1].during.as_secs(),
             DELAY.as_millis(),
-            shown(Some(trip)),
+            shown(Spread::of(trips.map(|(_, trip)| trip))),
         )?;
         for (number, arrivals) in ARRIVALS.into_iter().enumerate() {
             writeln!(
@@ -115,6 +125,7 @@ impl FirstByte {
                 "| {} agents a second | median, ms | p99, ms | median, round trips | later than tollgate, round trips | later than tollgate ahead, round trips | found a connection |\n|---|---|---|---|---|---|---|",
                 arrivals.per_second
             )?;
+            let trip = Spread::of(self.trips(number).map(|(_, trip)| trip));
             for role in ASKED {
                 let Some(variant) = place(variants, role) else {
                     continue;
@@ -139,7 +150,7 @@ impl FirstByte {
                     variants[variant].name,
                     shown(Some(median)),
                     self.p99(variant, number).unwrap_or(f64::NAN),
-                    median.median / trip.median,
+                    median.median / trip.map_or(f64::NAN, |trip| trip.median),
                     than(Role::Ours),
                     than(Role::OursAhead),
                 )?;
@@ -153,7 +164,11 @@ impl FirstByte {
         let all_ms =
             |times: &[Duration]| -> Vec<f64> { times.iter().copied().map(milliseconds).collect() };
         json!({
-            "round_trips_ms": self.trips.iter().map(|trips| all_ms(trips)).collect::<Vec<_>>(),
+            "round_trips": self.trips.iter().map(|trips| json!({
+                "round": trips.round,
+                "agents_per_s": ARRIVALS[trips.arrivals].per_second,
+                "took_ms": all_ms(&trips.took),
+            })).collect::<Vec<_>>(),
             "samples": self.asked.iter().map(|asked| json!({
                 "round": asked.round,
                 "relay": variants[asked.variant].name,
@@ -172,9 +187,12 @@ impl Flows {
         flowed.filter(move |flowed| (flowed.variant, flowed.tuned, flowed.way) == wanted)
     }
 
-    /// Bits of payload a second.
+    /// Megabits of payload a second.
     pub(crate) fn rate(&self, variant: usize, tuned: bool, way: Way) -> Option<Spread> {
-        Spread::of(self.of(variant, tuned, way).map(|flowed| flowed.flow.rate))
+        Spread::of(
+            self.of(variant, tuned, way)
+                .map(|flowed| flowed.flow.rate / 1e6),
+        )
     }
 
     /// What a byte takes, by what it takes at the link's own rate.
@@ -208,20 +226,24 @@ impl Flows {
             return Ok(());
         }
         let trip = 2.0 * DELAY.as_secs_f64();
+        let rounds = self.flowed.iter().map(|flowed| flowed.round).max();
         let settings = self.shipped.iter();
         let settings = settings.map(|(key, value)| format!("`{key} = {value}`"));
         let settings: Vec<_> = settings.collect();
         writeln!(
             text,
-            "### One flow over {} ms\n\nThe link lets {} Mbit/s of packets through, {:.0} of payload: {:.2} MB are under way when it is full (the bandwidth-delay product). A fresh flow, \
-             looked at from its 3.5th second to its 5.5th; *found* is when it first had four fifths of that rate. Congestion control of every host: {}; tollgate asks for bbr by \
-             itself where it is allowed. System settings, alike in every host's namespace: as Linux ships them (`tcp_rmem = 4096 131072 6291456`, `tcp_wmem = 4096 16384 4194304`), and as the file says \
-             that comes with tollgate ({}). The peers are as shipped: their socket sizes are the kernel's choice too. *Held back by* is what the kernel books of the socket that sends \
+            "### One flow over {} ms\n\nThe link lets {} Mbit/s of packets through, {:.0} of payload: {:.2} MB are under way when it is full (the bandwidth-delay product). A fresh flow each time, \
+             left alone for {:?} and measured for {:?}, in {} rounds; *found* is when it first had four fifths of that rate. Congestion control of every host: {}; *tollgate wan* asks for bbr by \
+             itself where it is allowed. System settings, alike in every host's namespace: *Linux's own* (`tcp_rmem = {RECEIVE_BUFFER}`, `tcp_wmem = {SEND_BUFFER}`) and *tollgate's*, of the file that comes \
+             with it ({}). The peers are as shipped: the sizes of their sockets are the kernel's choice too. *Held back by* is what the kernel books of the socket that sends \
              over the link. Both ways and both settings run at the same time, each on a link and through a process of its own.\n",
             (trip * 1e3).round(),
             RATE / 1_000_000,
             link() / 1e6,
             link() / 8.0 * trip / 1e6,
+            flow::TO_FIND_ITS_RATE,
+            flow::MEASURED,
+            rounds.map_or(0, |last| last + 1),
             self.congestion,
             settings.join(", "),
         )?;
@@ -261,24 +283,15 @@ impl Flows {
             true => limit.name().to_owned(),
             false => format!("{} ({times} of {all})", limit.name()),
         });
-        let mbits = Spread {
-            median: rate.median / 1e6,
-            min: rate.min / 1e6,
-            max: rate.max / 1e6,
-        };
         writeln!(
             text,
             "| {} | {} | {} | {} | {:.0} % | {:.1} | {} | {} | {} |",
-            if tuned {
-                "as shipped with tollgate"
-            } else {
-                "Linux's own"
-            },
+            if tuned { "tollgate's" } else { "Linux's own" },
             way.name(),
             variants[variant].name,
-            shown(Some(mbits)),
-            rate.median / link() * 100.0,
-            rate.median / 8.0 * 2.0 * DELAY.as_secs_f64() / 1e6,
+            shown(Some(rate)),
+            rate.median * 1e6 / link() * 100.0,
+            rate.median / 8.0 * 2.0 * DELAY.as_secs_f64(),
             shown(spread(|flowed| flowed.flow.found.as_secs_f64())),
             limits.collect::<Vec<_>>().join(", "),
             shown(spread(|flowed| flowed.flow.sender.retransmits as f64)),
