@@ -5,8 +5,11 @@
 //! workload through each of its relays in a shuffled order, so that whatever else the machine does meets all alike. The figures to look at are
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
-//! The environment can change: `BENCH_ROUNDS` (5), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
-//! comma; `idle`, `stalled`, `first-byte`, `long-flow` and `names` are more), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
+//! Beside these rounds: memory of idle sessions (`idle`) and a receiver that reads no more (`stalled`), once each; agents and one flow over 220 ms
+//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own.
+//!
+//! The environment can change: `BENCH_ROUNDS` (5; parts beside these have their own number), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
+//! comma, or of the parts just named), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
 //! `TOLLGATE_BASE` (another tollgate, to compare a change with what was before), `BENCH_CONFIG` (text for the end of tollgate's configuration),
 //! `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the report also becomes benches/RESULTS.md). The
 //! report goes to standard output and to `benches/out/`, as Markdown, JSON and SVG.

@@ -114,8 +114,9 @@ impl Role {
     }
 }
 
-/// What tollgate is told to hide a dial, and for a long way.
+/// What tollgate is told to hide a dial, and for a long way; and how many connections each upstream then has from the start.
 const AHEAD: &str = "ahead = { min = 4, max = 64, max_age = \"10s\" }";
+pub(crate) const LEAST_AHEAD: u64 = 4;
 const WAN: &str = "socket = { preset = \"wan\" }";
 
 /// The variants, and which are left out and why.

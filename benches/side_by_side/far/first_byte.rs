@@ -19,12 +19,15 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use crate::{exchange::Chance, lab::World, peers::Running, short};
+use crate::{exchange::Chance, lab::World, peers::Running, short, variant::LEAST_AHEAD};
 
 /// Of a request and of its answer.
 const MESSAGE: usize = 1024;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where agents are led to, as the relay's own numbers call it.
+const FOR_AGENTS: (&str, &str) = ("upstream", "origin-by-name");
 
 /// How often agents come, and for how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,6 +107,20 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
+/// Waits until ours has what it dials ahead when it starts: from a name that is looked up over the link, to the origin that it is the name of.
+///
+/// # Panics
+/// When it never has.
+pub(crate) fn wait_dialled_ahead(relay: &Running) {
+    if let Some(relay) = relay.tollgate() {
+        relay.wait_until("connections dialled ahead", || {
+            let metrics = relay.metrics();
+            let waiting = metrics.sum("tollgate_ahead_connections", &[FOR_AGENTS]);
+            waiting >= LEAST_AHEAD || !metrics.has("tollgate_ahead_connections")
+        });
+    }
+}
+
 /// Lets agents come to all of these relays, and has the relays' host dial the origin whenever one comes: what that takes is the link's round trip.
 /// `round` decides when they come.
 pub(crate) fn first_bytes(
@@ -142,10 +159,9 @@ pub(crate) fn first_bytes(
 
 fn outcomes(metrics: &crate::harness::relay::Metrics) -> BTreeMap<String, u64> {
     let name = "tollgate_ahead_total";
-    let upstream = ("upstream", "origin-by-name");
     let outcomes = metrics.label_values(name, "outcome").into_iter();
     let count = |outcome: String| {
-        let count = metrics.sum(name, &[upstream, ("outcome", &outcome)]);
+        let count = metrics.sum(name, &[FOR_AGENTS, ("outcome", &outcome)]);
         (outcome, count)
     };
     outcomes.map(count).collect()

@@ -125,6 +125,7 @@ pub(crate) fn first_byte(
     for round in 0..rounds {
         let relays = start(variants, &ASKED, &world, cores)?;
         let _answering = Answering::at(&world, relays.iter()).map_err(failed)?;
+        relays.iter().for_each(first_byte::wait_dialled_ahead);
         for (arrivals, what) in ARRIVALS.into_iter().enumerate() {
             let came = first_byte::first_bytes(&world, &relays, what, round);
             let (got, took) = came.map_err(failed)?;
