@@ -146,22 +146,25 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         () = entrance.over.cancelled() => Err(CloseReason::Drained),
     };
     match connected {
-        Ok(Connected { socket, hold, .. }) => {
-            let parties = Parties {
-                client: arrival.client,
-                peer,
-            };
-            let place = Place { permit, load, hold };
-            let sockets = (client, socket);
-            relay(
-                &entrance,
-                &way,
-                sockets,
-                parties,
-                arrival.payload,
+        Ok(Connected {
+            socket,
+            hold,
+            ahead,
+        }) => {
+            // The engine ends the session by itself.
+            entrance.engine.borrow_mut().add(NewSession {
+                client_socket: client,
+                upstream_socket: socket,
+                first: arrival.payload,
                 meter,
-                place,
-            );
+                limits: way.limits.clone(),
+                parties: Parties {
+                    client: arrival.client,
+                    peer,
+                },
+                ahead,
+                place: Place { permit, load, hold },
+            });
         }
         Err(reason) => {
             let endpoint = &**meter.endpoint();
@@ -351,27 +354,6 @@ async fn introduce(way: &Way, connected: &Connected, header: &[u8]) -> Result<()
         Some(Ok(())) => Ok(()),
         Some(Err(_)) | None => Err(CloseReason::ConnectFailed),
     }
-}
-
-/// Hands both sockets to the engine, which ends the session by itself.
-fn relay(
-    entrance: &Entrance,
-    way: &Way,
-    (client_socket, upstream_socket): (Watched, Watched),
-    parties: Parties,
-    first: Vec<u8>,
-    meter: Meter,
-    place: Place,
-) {
-    entrance.engine.borrow_mut().add(NewSession {
-        client_socket,
-        upstream_socket,
-        first,
-        meter,
-        limits: way.limits.clone(),
-        parties,
-        place,
-    });
 }
 
 /// A socket for what is not worth being written for our own reactor: its events come by way of the control thread's.

@@ -74,10 +74,50 @@ pub enum SupervisorError {
 /// See [`SupervisorError`].
 pub fn run(mut config: Config, dropped_lines: DroppedLines) -> Result<(), SupervisorError> {
     settle_sockets(&mut config)?;
+    let open_files = raise_descriptor_limit();
+    fit_ahead(&mut config, open_files);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, supervise(Arc::new(config), dropped_lines))
+    LocalSet::new().block_on(
+        &runtime,
+        supervise(Arc::new(config), open_files, dropped_lines),
+    )
+}
+
+/// Connections dialled ahead get a quarter of the descriptors at most, over all workers and upstreams: they must not take what sessions, the
+/// admin port and the health checks need.
+fn fit_ahead(config: &mut Config, open_files: Option<u64>) {
+    let workers = config.workers.get();
+    let ahead = || {
+        config
+            .upstreams
+            .iter()
+            .filter_map(|upstream| upstream.ahead)
+    };
+    let wanted: usize = ahead().map(|ahead| ahead.max * workers).sum();
+    let pools = ahead().count().max(1) * workers;
+    let most = open_files.map_or(usize::MAX, |files| {
+        usize::try_from(files / 4).unwrap_or(usize::MAX)
+    });
+    if wanted <= most {
+        return;
+    }
+    let each = most / pools;
+    warn!(
+        ?open_files,
+        wanted,
+        each,
+        "too few descriptors for what is to be dialled ahead; each worker keeps fewer for each upstream: raise LimitNOFILE, or lower ahead.max"
+    );
+    for ahead in config
+        .upstreams
+        .iter_mut()
+        .filter_map(|upstream| upstream.ahead.as_mut())
+    {
+        ahead.max = ahead.max.min(each);
+        ahead.min = ahead.min.min(ahead.max);
+    }
 }
 
 /// Tries what each leg's sockets are to be told, drops what was only wished for, and says once what this machine does not give.
@@ -106,10 +146,10 @@ fn settle_sockets(config: &mut Config) -> Result<(), SupervisorError> {
 
 async fn supervise(
     config: Arc<Config>,
+    open_files: Option<u64>,
     dropped_lines: DroppedLines,
 ) -> Result<(), SupervisorError> {
     let mut signals = Signals::new()?; // from here on a signal is an orderly end
-    let open_files = raise_descriptor_limit();
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
     let ports = Ports::bind(&config)?;
     let (upstreams, dns_queries) = start_upstreams(&config)?;

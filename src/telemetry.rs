@@ -91,11 +91,19 @@ pub fn colour() -> bool {
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Our own lines down to `level`; those of the crates we use only from warnings up, or the resolver would drown the rest.
+/// Our own lines down to `level`; those of the crates we use only from warnings up, or the resolver would drown the rest. It warns of each
+/// datagram that is no answer to a question of ours, and anybody can send those: its warnings are for who looks for them.
 fn levels(level: Level) -> Targets {
     let ours = LevelFilter::from_level(level);
+    let resolvers = match ours >= LevelFilter::DEBUG {
+        true => LevelFilter::WARN,
+        false => LevelFilter::ERROR,
+    };
     Targets::new()
         .with_default(ours.min(LevelFilter::WARN))
+        .with_target("hickory_net", resolvers)
+        .with_target("hickory_proto", resolvers)
+        .with_target("hickory_resolver", resolvers)
         .with_target(env!("CARGO_CRATE_NAME"), ours)
 }
 

@@ -33,6 +33,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             "connections_of_an_origin_that_restarts_are_not_used",
             origin_restarts,
         ),
+        claim(
+            "upstream_that_ends_what_is_dialled_ahead_is_not_dialled_without_end",
+            unwelcome,
+        ),
         claim("connections_dialled_ahead_grow_old_and_are_renewed", age),
         claim(
             "connections_to_an_address_that_left_are_given_up",
@@ -40,6 +44,11 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         claim("more_sessions_than_connections_dial_themselves", burst),
         claim("connections_dialled_ahead_obey_the_hash", hash),
+        claim("connections_in_a_zone_that_died_are_given_up", dead_zone),
+        claim(
+            "what_is_dialled_ahead_leaves_descriptors_to_others",
+            few_descriptors,
+        ),
         claim("drain_lets_go_of_connections_dialled_ahead", drain),
     ]
 }
@@ -230,6 +239,20 @@ fn origin_restarts() {
     ahead.assert_at_rest(3);
 }
 
+fn unwelcome() {
+    let hosts = Hosts::new("unwelcome");
+    let origin = Origin::start(&hosts.origin, ORIGIN, Manner::Source { seed: 0, bytes: 0 });
+    let start = shipped(
+        "ahead = { min = 2, max = 2, max_age = \"30s\" }",
+        "eject = { after = \"off\" }",
+    );
+    let relay = start.on(&hosts.relay);
+    origin.wait("two rounds", |books| (books.accepted >= 4).then_some(()));
+    relay.assert_at_rest();
+    let accepted = origin.books().accepted;
+    assert!(accepted < 100, "{accepted} connections in a few seconds");
+}
+
 fn age() {
     let hosts = Hosts::new("age");
     let origin = Origin::start(&hosts.origin, ORIGIN, Manner::Echo);
@@ -377,5 +400,53 @@ fn drain() {
             .iter()
             .all(|one| one.end == Some(End::Fin)),
         "in order"
+    );
+}
+
+/// The zone dies without a word: those that wait there are given up, and new sessions go elsewhere.
+fn dead_zone() {
+    let hosts = Hosts::new("ahead-dead");
+    hosts.origin.address("eth0", "10.30.0.3/24");
+    let origins = [ORIGIN, OTHER].map(|at| Origin::start(&hosts.origin, at, Manner::Echo));
+    let start = shipped("ahead = { min = 4, max = 4, max_age = \"30s\" }", "").replace(
+        &format!("targets = [\"{ORIGIN}\"]"),
+        &format!("targets = [\"{ORIGIN}\", \"{OTHER}\"]"),
+    );
+    let ahead = Ahead::start(4, hosts, start);
+    origins[0].wait("one there", |books| (books.open > 0).then_some(()));
+    ahead.hosts.origin.ip("rule add from 10.30.0.2 blackhole");
+    ahead.hosts.relay.ip("route add blackhole 10.30.0.2/32");
+    ahead.relay.wait_until("those there to be given up", || {
+        ahead.relay.metric("tollgate_ahead_connections", &[]) == 4
+            && ahead.outcome("stale") + ahead.outcome("failed") > 0
+            && {
+                let status = ahead.relay.status();
+                let first = &status["upstreams"][0]["targets"][0]["addresses"][0];
+                first["state"] == "ejected"
+            }
+    });
+    for _ in 0..4 {
+        exchange(&ahead.hosts.node);
+    }
+    assert_eq!(origins[1].books().received, 4000);
+}
+
+/// A pool that is larger than the process may be leaves the descriptors to those who need them.
+fn few_descriptors() {
+    let hosts = Hosts::new("ahead-few");
+    let _origin = Origin::start(&hosts.origin, ORIGIN, Manner::Echo);
+    let start = shipped("ahead = { min = 200, max = 400, max_age = \"30s\" }", "")
+        .through(&["prlimit", "--nofile=300"]);
+    let ahead = Ahead::start(75, hosts, start);
+    ahead
+        .relay
+        .wait_log("too few descriptors for what is to be dialled ahead");
+    for _ in 0..10 {
+        exchange(&ahead.hosts.node);
+    }
+    assert_eq!(ahead.relay.get("/readyz").0, 200);
+    assert_eq!(
+        ahead.relay.metric("tollgate_upstream_ejections_total", &[]),
+        0
     );
 }

@@ -27,7 +27,15 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         claim(
             "address_that_resets_at_once_is_left_alone_whoever_asks",
-            early_resets,
+            || {
+                early_resets(|n| format!("vpce-{n:017x}"));
+            },
+        ),
+        claim(
+            "address_that_resets_one_consumer_and_others_not_is_left_alone",
+            || {
+                early_resets(|_| world::ENDPOINT.to_owned());
+            },
         ),
         claim(
             "one_consumer_ejects_no_address_from_the_others",
@@ -224,7 +232,7 @@ fn ejected() {
 }
 
 /// It accepts, and resets before it has said a word.
-fn early_resets() {
+fn early_resets(endpoint: fn(u32) -> String) {
     let manners = [
         Some(Manner::Echo),
         Some(Manner::Echo),
@@ -234,7 +242,7 @@ fn early_resets() {
     let three = three("early", manners, &all_three(), keys);
     let mut failed = 0;
     while three.relay.metric("tollgate_upstream_ejections_total", &[]) == 0 {
-        failed += u32::from(!exchange(&three.hosts.node, &format!("vpce-{failed:017x}")));
+        failed += u32::from(!exchange(&three.hosts.node, &endpoint(failed)));
         assert!(failed < 10, "nothing is learnt");
     }
     assert!(failed >= 3);

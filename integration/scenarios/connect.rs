@@ -47,18 +47,6 @@ pub(crate) fn tests() -> Vec<Trial> {
             "name_is_asked_again_at_its_ttl_and_a_change_followed",
             ttl_and_change,
         ),
-        claim("servfail_keeps_the_last_good_answer", || {
-            last_good_answer(|dns| dns.set(NAME, Answer::Code(ResponseCode::ServFail)));
-        }),
-        claim("nxdomain_keeps_the_last_good_answer", || {
-            last_good_answer(|dns| dns.set(NAME, Answer::Code(ResponseCode::NXDomain)));
-        }),
-        claim("garbage_keeps_the_last_good_answer", || {
-            last_good_answer(|dns| dns.set(NAME, Answer::Garbage));
-        }),
-        claim("silence_keeps_the_last_good_answer", || {
-            last_good_answer(|dns| dns.set(NAME, Answer::Silence));
-        }),
         claim(
             "relay_starts_without_a_resolver_and_finds_it_later",
             resolver_comes_later,
@@ -287,22 +275,6 @@ fn ttl_and_change() {
     assert_eq!(named.origins[0].wait_over(2).received, 3000);
     let booked = [("direction", "to_upstream")];
     assert_eq!(named.relay.metric("tollgate_bytes_total", &booked), 4000);
-    world::assert_at_rest(&named.relay, named.baseline);
-}
-
-fn last_good_answer(worsen: fn(&Dns)) {
-    let good = || Answer::addresses(&["10.30.0.2"], 1);
-    let named = Named::new("last-good", good());
-    named.wait_addresses(false, 1);
-    worsen(&named.dns);
-    named.wait_addresses(true, 1);
-    for _ in 0..5 {
-        exchange(&named.hosts.node);
-    }
-    assert_eq!(named.accepted(), [5, 0]);
-    named.dns.set(NAME, good());
-    named.wait_addresses(false, 1);
-    exchange(&named.hosts.node);
     world::assert_at_rest(&named.relay, named.baseline);
 }
 

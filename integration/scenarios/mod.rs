@@ -18,15 +18,21 @@ mod bounds;
 mod chaos;
 mod connect;
 mod crowd;
+mod dns;
+mod dns_faults;
+mod dns_files;
 mod ends;
 mod failover;
 mod fairness;
 mod half_close;
 mod header;
+mod hello;
+mod identity;
 mod journal;
 mod large;
 mod legs;
 mod long_way;
+mod loops;
 mod modes;
 mod operation;
 mod options;
@@ -39,6 +45,8 @@ mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod routes;
+mod routes_refused;
 mod segments;
 mod soaked;
 #[path = "../soak/streams.rs"]
@@ -73,6 +81,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         soaked::tests(),
         modes::tests(),
         segments::tests(),
+        routes::tests(),
+        routes_refused::tests(),
+        identity::tests(),
+        loops::tests(),
         blocked::tests(),
         both_lost::tests(),
         urgent::tests(),
@@ -82,6 +94,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         crowd::tests(),
         pipe_quota::tests(),
         connect::tests(),
+        dns::tests(),
+        dns_faults::tests(),
+        dns_files::tests(),
         vanish::tests(),
         failover::tests(),
         t1::tests(),

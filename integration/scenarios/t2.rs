@@ -155,6 +155,11 @@ impl Central {
                 "cp.us-east-1.example.internal:443",
                 &format!("{ENDPOINT_NAME}:80"),
             )
+            // Longer than a request waits: who depends on it is lost.
+            .replace(
+                "name = \"control-plane\"\n",
+                "name = \"control-plane\"\nconnect_timeout = \"60s\"\nconnect_deadline = \"60s\"\n",
+            )
             .on(&relay_host);
         relay.wait_metric("tollgate_upstream_addresses", &[], 3);
         let listen = Listen::direct(&nlb_host, &format!("{BALANCER}:80"));

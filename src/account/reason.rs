@@ -50,7 +50,7 @@ counted_by! {
         HalfCloseTimeout = "half_close_timeout",
         /// Older than `max_age`.
         MaxAge = "max_age",
-        /// No address of the upstream took the connection.
+        /// No address of the upstream took the connection; or what was about to be sent on it came round again, a loop.
         ConnectFailed = "connect_failed",
         /// The upstream has no address.
         NoAddress = "no_address",

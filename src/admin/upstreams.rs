@@ -136,11 +136,7 @@ impl Families {
         self.retries.add(&labels, dialled.retries.load(Relaxed));
         self.denied.add(&labels, dialled.denied.load(Relaxed));
         if upstream.settings.ahead.is_some() {
-            let waiting = standing
-                .members
-                .iter()
-                .map(|(member, _)| member.address.ahead());
-            self.waiting.add(&labels, waiting.map(u64::from).sum());
+            self.waiting.add(&labels, dialled.waiting.load(Relaxed));
             for outcome in AheadOutcome::ALL {
                 let n = dialled.ahead[outcome as usize].load(Relaxed);
                 self.ahead.add(&[name, ("outcome", outcome.name())], n);
@@ -206,8 +202,9 @@ pub(super) fn families(upstreams: &[Arc<Upstream>]) -> Vec<MetricFamily> {
     for upstream in upstreams {
         let standing = upstream.standing();
         families.upstream(upstream, &standing);
-        let members = standing.members.iter().take(MOST_ADDRESSES - shown);
-        for (member, _) in members {
+        let members = standing.members.iter().map(|(member, _)| member);
+        let members = members.chain(&standing.gone);
+        for member in members.take(MOST_ADDRESSES - shown) {
             families.address(upstream, &standing.targets[member.target], member, now);
             shown += 1;
         }
@@ -230,7 +227,7 @@ pub(super) fn status(upstream: &Upstream, now: Instant) -> Value {
             .members
             .iter()
             .filter(move |(member, _)| member.target == index);
-        of_target.map(|(member, state)| address_status(member, *state, now))
+        of_target.map(|(member, state)| address_status(member, state.name(), now))
     };
     json!({
         "name": &*upstream.name,
@@ -254,17 +251,18 @@ pub(super) fn status(upstream: &Upstream, now: Instant) -> Value {
             "failure": target.failure,
             "failures": target.failures,
         })).collect::<Vec<_>>(),
+        "vanished": standing.gone.iter().map(|member| address_status(member, "vanished", now)).collect::<Vec<_>>(),
     })
 }
 
-fn address_status(member: &Member, state: State, now: Instant) -> Value {
+fn address_status(member: &Member, state: &str, now: Instant) -> Value {
     let address = &member.address;
     let millis = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1000.0);
     json!({
         "address": address.at,
         "priority": member.priority,
         "weight": member.weight,
-        "state": state.name(),
+        "state": state,
         "why": member.why,
         "for_seconds": now.saturating_duration_since(member.since).as_secs(),
         "sessions": address.sessions(),

@@ -245,6 +245,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_relay_adds_is_told_from_what_others_keep_under_its_type() {
+        let tlv = |value: &[u8]| [&[0xE7, 0, u8::try_from(value.len()).unwrap()], value].concat();
+        let tlvs = [tlv(b"TG\x01\x02relay-1"), tlv(b"else")].concat();
+        let length = u8::try_from(tlvs.len()).unwrap();
+        let bytes = [&SIGNATURE[..], &[0x21, 0, 0, length], &tlvs].concat();
+        let text = explain(&bytes).text();
+        assert!(text.contains("0xe7 tollgate: hops and relay id, 11 bytes: 54470102"));
+        assert!(text.contains("0xe7 custom, 4 bytes"), "{text}");
+    }
+
+    #[test]
     fn a_udp_header_is_refused_by_name() {
         let bytes = from_hex(UDP).unwrap();
         assert!(explain(&bytes).text().contains("family"));

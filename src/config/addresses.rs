@@ -181,6 +181,12 @@ pub(super) fn target(raw: &Raw) -> Parsed<Target> {
                 format!("write \"[{host}]:{port}\""),
             );
         }
+        Ok(address) if address.is_unspecified() || address.is_multicast() => {
+            return wrong(
+                format!("{address} is no address that one can connect to"),
+                "write where the upstream listens",
+            );
+        }
         Ok(address) => Host::Literal(address.to_canonical()),
         Err(_) => match host_name_fault(host) {
             None => Host::Name(host.into()),

@@ -54,6 +54,19 @@ pub fn guard(socket: &impl AsFd, limits: &SessionLimits) -> io::Result<()> {
     }
 }
 
+/// Makes the kernel ask the other end of an idle connection every second, and give it up when nothing came back for `patience`: whatever is
+/// sent on it, too.
+///
+/// # Errors
+/// The kernel refused a value.
+pub fn watch_idle(socket: &impl AsFd, patience: Duration) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    let second = Duration::from_secs(1);
+    socket.set_tcp_user_timeout(Some(patience))?;
+    let asked = TcpKeepalive::new().with_time(second).with_interval(second);
+    socket.set_tcp_keepalive(&asked)
+}
+
 /// How long a connection may do without [`guard`]: a twentieth of what it would first wait for. Many sessions are over by then and never pay
 /// its five calls. `None`: for ever.
 #[must_use]

@@ -65,11 +65,19 @@ struct Delivery {
     pause: Millis,
 }
 
+/// How long a socket that was dialled ahead stays watched closely: longer than it takes to find it dead.
+const AHEAD: Duration = Duration::from_secs(5);
+
 const FIRST_PAUSE: Millis = 2;
 const LONGEST_PAUSE: Millis = 256;
 
 impl Lifetime {
-    pub(super) fn new(limits: Rc<SessionLimits>, now: Millis) -> Self {
+    /// `ahead`: the upstream's socket is watched closely already, which ends with the guard: after a time in which a first answer comes.
+    pub(super) fn new(limits: Rc<SessionLimits>, ahead: bool, now: Millis) -> Self {
+        let unguarded = match ahead {
+            true => Some(leg::unguarded_for(&limits).unwrap_or_default().max(AHEAD)),
+            false => leg::unguarded_for(&limits),
+        };
         Self {
             began: now,
             moved: now,
@@ -78,7 +86,7 @@ impl Lifetime {
             seen: (now, 0),
             delivery: None,
             leave: None,
-            guard: leg::unguarded_for(&limits).and_then(|time| end_of(now, Some(time))),
+            guard: end_of(now, unguarded),
             limits,
         }
     }
@@ -230,7 +238,7 @@ mod tests {
             keepalive: None,
             user_timeout: None,
         };
-        Lifetime::new(Rc::new(limits), 0)
+        Lifetime::new(Rc::new(limits), false, 0)
     }
 
     fn judge(lifetime: &mut Lifetime, now: Millis, phase: Phase, left: u64) -> Verdict {
@@ -354,7 +362,7 @@ mod tests {
             user_timeout: Some(Duration::from_secs(20)),
             ..*lifetime().limits
         };
-        let mut lifetime = Lifetime::new(Rc::new(limits), 0);
+        let mut lifetime = Lifetime::new(Rc::new(limits), false, 0);
         assert_eq!(lifetime.deadline(Phase::Open), Some(S));
         assert!(lifetime.take_guard(S - 1).is_none());
         assert!(lifetime.take_guard(S).is_some());
@@ -368,7 +376,7 @@ mod tests {
             max_age: Some(Duration::from_secs(10)),
             ..*lifetime().limits
         };
-        let mut lifetime = Lifetime::new(Rc::new(limits), 0);
+        let mut lifetime = Lifetime::new(Rc::new(limits), false, 0);
         lifetime.moved(10 * S);
         let end = Verdict::End(CloseReason::MaxAge, Farewell::Fin);
         assert_eq!(judge(&mut lifetime, 10 * S, Phase::Open, 0), end);

@@ -39,6 +39,9 @@ pub struct NewSession {
     pub limits: Rc<SessionLimits>,
     /// Who is talking to whom, for the log.
     pub parties: Parties,
+    /// The upstream's socket was dialled ahead, and is watched more closely ([`leg::watch_idle`](crate::leg::watch_idle)) until it has shown
+    /// that it is alive.
+    pub ahead: bool,
     /// What is free again when the session ends.
     pub place: Place,
 }
@@ -140,7 +143,7 @@ impl Session {
             pipes: [None, None],
             meter: new.meter,
             bytes: [0; 2],
-            lifetime: Lifetime::new(new.limits, now),
+            lifetime: Lifetime::new(new.limits, new.ahead, now),
             parties: new.parties,
             place: new.place,
             due: None,
@@ -230,6 +233,8 @@ impl Session {
         let address = self.place.hold.address();
         if to_client > 0 {
             address.spoke();
+        } else if reason == CloseReason::UpstreamTimeout {
+            address.reset_early(None); // it took nothing and said nothing
         } else if reason == CloseReason::UpstreamReset && self.lifetime.age(now) < EARLY {
             let endpoint = self.meter.endpoint();
             address.reset_early((to_upstream > 0).then(|| key_of(endpoint.as_bytes())));

@@ -26,6 +26,8 @@ pub struct Address {
     connect_failures: AtomicU32,
     /// Connections reset before they said a word, since the last that said one.
     early_resets: AtomicU32,
+    /// The same, but what one endpoint alone got in a row counts once.
+    resets_of_several: AtomicU32,
     /// Whose connection the last of them was.
     reset_for: AtomicU64,
     /// Smoothed; 0: none was made yet.
@@ -58,6 +60,7 @@ impl Address {
             opened: AtomicU64::new(0),
             connect_failures: AtomicU32::new(0),
             early_resets: AtomicU32::new(0),
+            resets_of_several: AtomicU32::new(0),
             reset_for: AtomicU64::new(0),
             connect_micros: AtomicU32::new(0),
             rtt_micros: AtomicU32::new(0),
@@ -140,16 +143,26 @@ impl Address {
 
     /// A connect failed, or another address that was asked later answered first.
     pub fn connect_failed(&self) {
-        self.failed(&self.connect_failures);
+        let failures = self
+            .connect_failures
+            .fetch_add(1, Relaxed)
+            .saturating_add(1);
+        if failures == self.alarm {
+            self.attention.notify_one();
+        }
     }
 
     /// A connection to it was reset before it had said a word. `asked_by`: the endpoint whose bytes it had got by then, as
-    /// [`key_of`](super::balance::key_of) knows it; `None`: nobody's. What one endpoint alone gets for its bytes may be its own fault, so
-    /// that in a row it counts once: no consumer ejects an address from all others.
+    /// [`key_of`](super::balance::key_of) knows it; `None`: nobody's. What one endpoint alone gets for its bytes may be its own fault: see
+    /// [`Address::failures`].
     pub fn reset_early(&self, asked_by: Option<u64>) {
         let before = asked_by.map(|key| self.reset_for.swap(key, Relaxed));
         if before.is_none() || before != asked_by {
-            self.failed(&self.early_resets);
+            self.resets_of_several.fetch_add(1, Relaxed);
+        }
+        let resets = self.early_resets.fetch_add(1, Relaxed).saturating_add(1);
+        if self.alarm > 0 && resets >= self.alarm {
+            self.attention.notify_one();
         }
     }
 
@@ -157,21 +170,24 @@ impl Address {
     pub fn spoke(&self) {
         if self.early_resets.load(Relaxed) != 0 {
             self.early_resets.store(0, Relaxed);
+            self.resets_of_several.store(0, Relaxed);
             self.reset_for.store(0, Relaxed);
         }
     }
 
-    fn failed(&self, counter: &AtomicU32) {
-        let failures = counter.fetch_add(1, Relaxed).saturating_add(1);
-        if failures == self.alarm {
-            self.attention.notify_one();
-        }
+    /// Connections in a row that were reset before they said a word.
+    pub(super) fn early_resets(&self) -> u32 {
+        self.early_resets.load(Relaxed)
     }
 
-    /// The failures in a row of the kind that has more of them; and which kind.
-    pub(super) fn failures(&self) -> (u32, &'static str) {
+    /// The failures in a row of the kind that has more of them; and which kind. `others_do_well`: what one endpoint alone got counts, because
+    /// another address would not have reset it; else it counts once, and no consumer ejects an address from all others.
+    pub(super) fn failures(&self, others_do_well: bool) -> (u32, &'static str) {
         let connects = self.connect_failures.load(Relaxed);
-        let resets = self.early_resets.load(Relaxed);
+        let resets = match others_do_well {
+            true => self.early_resets.load(Relaxed),
+            false => self.resets_of_several.load(Relaxed),
+        };
         if connects >= resets {
             (connects, "connects failed")
         } else {
@@ -182,6 +198,7 @@ impl Address {
     pub(super) fn forget_failures(&self) {
         self.connect_failures.store(0, Relaxed);
         self.early_resets.store(0, Relaxed);
+        self.resets_of_several.store(0, Relaxed);
     }
 
     /// What the kernel knows of one of its connections; `more` segments were sent again since it was last asked.
@@ -304,9 +321,9 @@ mod tests {
             address.connected(Duration::from_millis(1));
             address.reset_early(None);
         }
-        assert_eq!(address.failures().0, 3);
+        assert_eq!(address.failures(false).0, 3);
         address.spoke();
-        assert_eq!(address.failures().0, 0);
+        assert_eq!(address.failures(false).0, 0);
     }
 
     #[test]
@@ -315,11 +332,16 @@ mod tests {
         for _ in 0..9 {
             address.reset_early(Some(7));
         }
-        assert_eq!(address.failures().0, 1);
+        assert_eq!(address.failures(false).0, 1);
+        assert_eq!(
+            address.failures(true).0,
+            9,
+            "where another address is better"
+        );
         for key in [8, 7, 8] {
             address.reset_early(Some(key));
         }
-        assert_eq!(address.failures().0, 4);
+        assert_eq!(address.failures(false).0, 4);
     }
 
     #[test]

@@ -59,8 +59,14 @@ struct Family {
     since: Instant,
     ttl: Duration,
     failures: u32,
+    /// How long it is good that there is none.
+    none_for: Option<Duration>,
     next: Instant,
     asked: Option<Instant>,
+    /// When its last question was answered, or not.
+    answered: Option<Instant>,
+    /// Its addresses have gone, and whether the name has gone is not known before the other family was asked.
+    awaits_other: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +98,8 @@ pub enum Standing {
 pub struct Booked {
     /// It counts as a failure. That a name has addresses of one family only is none.
     pub failure: bool,
-    /// The other family is to be asked for now: addresses of this one have gone and may have come back as addresses of that one.
+    /// The other family is to be asked for now: addresses of this one have gone. They may have come back as addresses of that one, or the
+    /// whole name has gone.
     pub ask_other: bool,
 }
 
@@ -106,8 +113,11 @@ impl Resolution {
             since: now,
             ttl: Duration::ZERO,
             failures: 0,
+            none_for: None,
             next: now,
             asked: None,
+            answered: None,
+            awaits_other: false,
         };
         let kinds = kinds.iter().map(|kind| (*kind, family())).collect();
         Self { bounds, kinds }
@@ -190,10 +200,15 @@ impl Resolution {
             .find(|(_, other)| other.last == Last::Good)
             .map(|(_, other)| other.ttl);
         let alone = others().all(|(_, other)| other.last != Last::Unasked);
+        let awaited = others().any(|(_, other)| other.awaits_other);
         let Some(family) = self.family_mut(kind) else {
             return Booked::default();
         };
         let before = family.last;
+        family.none_for = match &answer {
+            Answer::None(good_for) => *good_for,
+            Answer::Addresses(..) | Answer::Failed => None,
+        };
         let mut booked = Booked::default();
         let pause = match (answer, elsewhere) {
             (Answer::Addresses(addresses, ttl), _) => {
@@ -204,7 +219,6 @@ impl Resolution {
             }
             (Answer::None(good_for), Some(ttl)) => {
                 (family.last, family.failures) = (Last::None, 0);
-                family.good.clear(); // they left: no failure of the other family may bring them back
                 until_next(good_for.unwrap_or(ttl), &bounds, chance)
             }
             (Answer::None(_), None) => {
@@ -216,29 +230,38 @@ impl Resolution {
                 family.not_good(Last::Failed, &bounds, chance)
             }
         };
-        family.next = now + pause;
-        let last = family.last;
-        booked.ask_other = before == Last::Good && last == Last::None;
-        for (_, other) in self.kinds.iter_mut().filter(|(k, _)| *k != kind) {
-            if booked.ask_other {
-                other.next = other.next.min(other.requestable(now));
+        (family.next, family.answered) = (now + pause, Some(now));
+        let (last, ttl) = (family.last, family.ttl);
+        let had = last == Last::None && !family.good.is_empty();
+        let new = before == Last::Good && !awaited && !self.kinds.iter().all(|(k, _)| *k == kind);
+        booked.ask_other = had && (new || elsewhere.is_some());
+        booked.failure &= !booked.ask_other;
+        for (of, family) in &mut self.kinds {
+            if *of == kind {
+                family.awaits_other = booked.ask_other;
+                continue;
             }
-            if last == Last::Good && other.last == Last::None {
-                other.good.clear();
+            family.awaits_other = false;
+            if booked.ask_other {
+                family.next = family.next.min(family.requestable(now));
+            }
+            if last == Last::Good && family.last == Last::None {
+                family.good.clear(); // it is the family that has gone, not the name: nothing may bring them back
+                let pause = until_next(family.none_for.unwrap_or(ttl), &bounds, chance);
+                let rested = family.answered.map_or(now, |answered| answered + pause);
+                (family.failures, family.next) = (0, family.next.max(rested));
             }
         }
         booked
     }
 
-    /// The addresses to use now, each once. A family that does not exist is empty where the other has a good answer; else, and where a
-    /// family's question failed, its last good answer serves, as long as `stale_for` lets it.
+    /// The addresses to use now, each once. The last good answer of a family serves as long as `stale_for` lets it, when its question
+    /// failed and when it has gone; but not when the other family, asked after that, is there.
     #[must_use]
     pub fn current(&self, now: Instant) -> Vec<IpAddr> {
-        let elsewhere = self.has(Last::Good);
         let serves = |family: &Family| match family.last {
             Last::Unasked => false,
             Last::Good => true,
-            Last::None if elsewhere => false,
             Last::None | Last::Failed => {
                 let age = now.saturating_duration_since(family.since);
                 self.bounds.stale_for.is_none_or(|bound| age < bound)
@@ -258,17 +281,40 @@ impl Resolution {
         match (self.has(Last::Good), self.has(Last::Failed)) {
             (true, false) => Standing::Fresh,
             (true, true) => Standing::Partly,
+            (false, false) if self.awaits_other() => Standing::Fresh,
             _ if !self.current(now).is_empty() => Standing::Stale,
             _ if self.has(Last::Unasked) => Standing::Unknown,
             _ => Standing::Nothing,
         }
     }
 
+    /// Whether [`Standing::Partly`] is more than the moment between two answers: the family that failed has failed again since the other
+    /// was good.
+    #[must_use]
+    pub fn fails_in_part(&self) -> bool {
+        let of = |last: Last| {
+            let kinds = self.kinds.iter().map(|(_, family)| family);
+            kinds.filter(move |family| family.last == last)
+        };
+        let again = |failed: &Family| {
+            failed.failures > 1 && of(Last::Good).any(|good| failed.answered > good.answered)
+        };
+        of(Last::Failed).any(again)
+    }
+
     /// Whether what was said of a family's last question explains something: it failed, or there is no such family and no other.
     #[must_use]
     pub fn is_amiss(&self, kind: Kind) -> bool {
-        let last = self.family(kind).map(|family| family.last);
-        last == Some(Last::Failed) || (last == Some(Last::None) && !self.has(Last::Good))
+        self.family(kind).is_some_and(|family| match family.last {
+            Last::Unasked | Last::Good => false,
+            Last::None => !self.has(Last::Good) && !self.awaits_other(),
+            Last::Failed => true,
+        })
+    }
+
+    /// Whether it is not known yet if the name has gone or one family of it only.
+    fn awaits_other(&self) -> bool {
+        self.kinds.iter().any(|(_, family)| family.awaits_other)
     }
 
     fn has(&self, last: Last) -> bool {

@@ -173,14 +173,81 @@ fn a_family_that_never_answers_is_a_note_and_no_more() {
 }
 
 #[test]
-fn a_family_that_went_while_the_other_stood_does_not_come_back_with_its_failure() {
+fn a_family_that_goes_is_in_use_until_the_other_was_asked() {
     let mut name = Name::new(None, &BOTH);
     name.answered(Kind::V4, v4(&[1], MINUTE));
     name.answered(Kind::V6, v6(MINUTE));
-    assert!(!name.answered(Kind::V4, Answer::None(None)).failure);
+    name.now += 30 * S;
+    let booked = name.answered(Kind::V4, Answer::None(None));
+    assert!(!booked.failure && booked.ask_other);
+    assert_eq!(name.look(Kind::V6), Duration::ZERO, "is it the name?");
+    assert_eq!(name.current(), [ips(&[1]), six()].concat());
+    name.answered(Kind::V6, v6(MINUTE));
     assert_eq!((name.current(), name.standing()), (six(), Standing::Fresh));
+    assert!(name.answered(Kind::V6, Answer::None(None)).ask_other);
+    assert!(name.answered(Kind::V4, Answer::None(None)).failure);
+    assert_eq!(
+        (name.current(), name.standing()),
+        (six(), Standing::Stale),
+        "what went before stays away"
+    );
+}
+
+#[test]
+fn a_name_that_goes_as_a_whole_keeps_both_families() {
+    let mut name = Name::new(None, &BOTH);
+    name.answered(Kind::V4, v4(&[1], MINUTE));
+    name.answered(Kind::V6, v6(MINUTE));
+    assert!(name.answered(Kind::V4, Answer::None(None)).ask_other);
+    for _ in 0..3 {
+        let booked = name.answered(Kind::V6, Answer::None(None));
+        assert!(booked.failure && !booked.ask_other, "one was just asked");
+        assert_eq!(name.current(), [ips(&[1]), six()].concat());
+        assert_eq!(name.standing(), Standing::Stale);
+        assert!(name.resolution.is_amiss(Kind::V4));
+        let booked = name.answered(Kind::V4, Answer::None(None));
+        assert!(booked.failure && !booked.ask_other);
+    }
+}
+
+#[test]
+fn a_name_that_goes_is_stale_once_the_family_that_it_never_had_was_asked() {
+    let mut name = Name::new(None, &BOTH);
+    name.answered(Kind::V6, Answer::None(Some(300 * S)));
+    name.answered(Kind::V4, v4(&[1], MINUTE));
+    assert!(name.answered(Kind::V4, Answer::None(None)).ask_other);
+    assert_eq!(name.standing(), Standing::Fresh);
     assert!(name.answered(Kind::V6, Answer::None(None)).failure);
-    assert_eq!((name.current(), name.standing()), (six(), Standing::Stale));
+    assert_eq!(name.standing(), Standing::Stale);
+    assert_eq!(name.current(), ips(&[1]));
+}
+
+#[test]
+fn a_name_that_goes_while_the_other_family_cannot_be_asked_is_stale() {
+    let mut name = Name::new(None, &BOTH);
+    name.answered(Kind::V4, v4(&[1], MINUTE));
+    name.answered(Kind::V6, v6(MINUTE));
+    name.answered(Kind::V4, Answer::None(None));
+    assert!(name.answered(Kind::V6, Answer::Failed).failure);
+    assert_eq!(name.standing(), Standing::Stale);
+    assert_eq!(name.current(), [ips(&[1]), six()].concat());
+}
+
+#[test]
+fn in_part_is_said_when_it_is_more_than_a_moment() {
+    let mut name = Name::new(None, &BOTH);
+    let mut answered = |kind, answer| {
+        name.now += S;
+        name.answered(kind, answer);
+        name.resolution.fails_in_part()
+    };
+    assert!(!answered(Kind::V4, v4(&[1], MINUTE)));
+    assert!(!answered(Kind::V6, Answer::Failed));
+    assert!(answered(Kind::V6, Answer::Failed));
+    assert!(!answered(Kind::V4, Answer::Failed), "it fails as a whole");
+    assert!(!answered(Kind::V4, v4(&[1], MINUTE)), "it comes back");
+    assert!(answered(Kind::V6, Answer::Failed), "but not this part");
+    assert!(!answered(Kind::V6, v6(MINUTE)));
 }
 
 #[test]
@@ -190,10 +257,10 @@ fn a_name_that_moves_to_the_other_family_is_asked_for_there_at_once() {
     name.answered(Kind::V6, Answer::None(Some(300 * S)));
     name.now += 10 * S;
     assert!(name.look(Kind::V6) > 200 * S, "there was no reason to");
-    assert!(
-        name.answered(Kind::V4, Answer::None(Some(300 * S)))
-            .ask_other
-    );
+    let booked = name.answered(Kind::V4, Answer::None(Some(300 * S)));
+    assert!(booked.ask_other && !booked.failure);
+    assert_eq!(name.standing(), Standing::Fresh, "nothing has failed yet");
+    assert!(!name.resolution.is_amiss(Kind::V4) && !name.resolution.is_amiss(Kind::V6));
     assert_eq!(name.look(Kind::V6), Duration::ZERO);
     assert_eq!(name.current(), ips(&[1]), "until then");
     assert!(!name.answered(Kind::V6, v6(MINUTE)).ask_other);
@@ -207,8 +274,14 @@ fn a_name_without_aaaa_is_fresh_and_not_asked_for_it_more_often_than_for_a() {
     let mut name = Name::new(None, &BOTH);
     assert!(!name.answered(Kind::V6, Answer::None(None)).failure);
     assert_eq!(name.standing(), Standing::Unknown);
+    assert_eq!(name.look(Kind::V6), S);
     name.answered(Kind::V4, v4(&[1], MINUTE));
     assert_eq!(name.standing(), Standing::Fresh);
+    assert_eq!(
+        name.look(Kind::V6),
+        48 * S,
+        "known to have the other, it rests"
+    );
     for (good_for, waited) in [(None, 48), (Some(10 * S), 8), (Some(900 * S), 240)] {
         assert!(!name.answered(Kind::V6, Answer::None(good_for)).failure);
         assert_eq!(name.look(Kind::V6), waited * S);

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -20,16 +21,22 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::AheadOutcome;
 use super::address::{Address, Hold};
 use super::connect::{Connected, Dialer};
 use super::snapshot::Snapshot;
+use super::{AheadOutcome, Upstream};
 use crate::config::Ahead;
 use crate::leg;
 use crate::reactor::Watched;
 
-/// How long no connection is dialled ahead after one could not be made.
+/// How long no connection is dialled ahead after one could not be made, or was ended as soon as it was.
 const REST: Duration = Duration::from_secs(1);
+
+/// The longest of these pauses: they double while the upstream goes on like that.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// After how long without an answer a connection that waits counts as dead: it is asked every second.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// One worker's connections that wait for a session, in the order of their making.
 #[derive(Debug)]
@@ -41,6 +48,8 @@ pub struct Pool {
     keeper: RefCell<Option<Waker>>,
     /// A session asked since the keeper last looked.
     asked: Cell<bool>,
+    /// One was taken alive, or lived its time.
+    settled: Cell<bool>,
 }
 
 /// A connection that waits.
@@ -49,6 +58,24 @@ struct Waiting {
     socket: Watched,
     hold: Hold,
     born: Instant,
+    _counted: Counted,
+}
+
+/// Counts a connection as long as it waits: one that is being made does not count yet.
+#[derive(Debug)]
+struct Counted(Arc<Upstream>);
+
+impl Counted {
+    fn new(upstream: &Arc<Upstream>) -> Self {
+        upstream.dialled.waiting.fetch_add(1, Relaxed);
+        Self(upstream.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dialled.waiting.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Pool {
@@ -61,6 +88,7 @@ impl Pool {
             rate: Rate::default(),
             keeper: RefCell::default(),
             asked: Cell::new(false),
+            settled: Cell::new(false),
         }
     }
 
@@ -84,6 +112,7 @@ impl Pool {
         while let Some(waiting) = self.remove_best(&snapshot, wanted.as_ref(), now) {
             if is_alive(&waiting.socket) {
                 dialer.count(AheadOutcome::Taken);
+                self.settled.set(true);
                 return Some(Connected {
                     socket: waiting.socket,
                     hold: waiting.hold.taken(),
@@ -120,12 +149,18 @@ impl Pool {
         let _emptied = Emptied(self);
         let mut changes = dialer.upstream.changes();
         let mut dialling: Vec<Pin<Box<dyn Future<Output = bool> + '_>>> = Vec::new();
-        let mut rest_until = None;
+        let (mut rest_until, mut rest) = (None, REST);
         loop {
             let now = Instant::now();
             self.asked.set(false);
             let snapshot = changes.borrow_and_update().clone();
-            self.weed(dialer, &snapshot, now);
+            if self.weed(dialer, &snapshot, now) {
+                // Longer each time, or an upstream that has no room would be dialled for ever as fast as it can refuse.
+                rest_until = Some(now + rest);
+                rest = (rest * 2).min(LONGEST_REST);
+            } else if self.settled.take() {
+                rest = REST;
+            }
             if rest_until.is_none_or(|until| until <= now) {
                 let there = self.waiting.borrow().len() + dialling.len();
                 for _ in there..self.wanted(&snapshot, now) {
@@ -170,7 +205,14 @@ impl Pool {
         {
             Ok(Connected { socket, hold, .. }) => {
                 let born = Instant::now();
-                let waiting = Waiting { socket, hold, born };
+                // Fails for no connected socket; without it a dead address is found out when somebody needs it.
+                let _ = leg::watch_idle(&socket, PATIENCE);
+                let waiting = Waiting {
+                    socket,
+                    hold,
+                    born,
+                    _counted: Counted::new(&dialer.upstream),
+                };
                 self.waiting.borrow_mut().push_back(waiting);
                 true
             }
@@ -198,20 +240,28 @@ impl Pool {
     }
 
     /// Closes what is too old, was closed, or stands on an address that serves no longer.
-    fn weed(&self, dialer: &Dialer, snapshot: &Snapshot, now: Instant) {
+    /// Returns whether the upstream had no patience at all with one of them: then others would fare no better.
+    fn weed(&self, dialer: &Dialer, snapshot: &Snapshot, now: Instant) -> bool {
+        let mut unwelcome = false;
         self.waiting.borrow_mut().retain(|waiting| {
             if waiting.socket.has_ended() {
                 dialer.count(AheadOutcome::Stale);
+                if now < waiting.born + REST {
+                    unwelcome = true;
+                    dialer.unwelcome(waiting.hold.address());
+                }
                 return false;
             }
             let stays = now < waiting.born + self.settings.max_age
                 && snapshot.serves(waiting.hold.address());
             if !stays {
+                self.settled.set(true);
                 waiting.let_go();
                 dialer.count(AheadOutcome::Expired);
             }
             stays
         });
+        unwelcome
     }
 
     /// Waits until a session asked, or the end of one of those that wait.

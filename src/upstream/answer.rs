@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use hickory_resolver::proto::op::{Message, ResponseCode};
@@ -231,17 +231,28 @@ fn some_of(addresses: &BTreeSet<IpAddr>) -> String {
 /// multicast or unspecified space, so a name that points there is a mistake or an attack, unless the operator allows it.
 #[must_use]
 pub fn may_be_used(address: IpAddr, allowed: &[IpNet]) -> bool {
+    let special_v4 = |v4: Ipv4Addr| {
+        v4.is_loopback()
+            || v4.is_link_local()
+            || v4.is_multicast()
+            || v4.is_broadcast()
+            || v4.octets()[0] == 0
+    };
     let special = match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.octets()[0] == 0
-        }
+        IpAddr::V4(v4) => special_v4(v4),
         IpAddr::V6(v6) => {
             const METADATA: Ipv6Addr = Ipv6Addr::new(0xFD00, 0xEC2, 0, 0, 0, 0, 0, 0x254);
-            v6.is_loopback()
+            // Behind NAT64 (RFC 6052, section 2.1) or as an IPv4-compatible address (RFC 4291, section 2.5.5.1) it is an IPv4 address all
+            // the same.
+            let [a, b, c, d, e, f, ..] = v6.segments();
+            let embeds = matches!(
+                [a, b, c, d, e, f],
+                [0x64, 0xFF9B, 0, 0, 0, 0] | [0, 0, 0, 0, 0, 0]
+            );
+            let [.., w, x, y, z] = v6.octets();
+            let embedded = embeds && special_v4(Ipv4Addr::new(w, x, y, z));
+            embedded
+                || v6.is_loopback()
                 || v6.is_unicast_link_local()
                 || v6.is_multicast()
                 || v6.is_unspecified()

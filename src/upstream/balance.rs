@@ -82,9 +82,13 @@ impl Balancer {
             let index = if picks.picked.is_empty() {
                 self.choose(tier, tier.len(), |n| n, picks, now)
             } else {
-                left = (0..tier.len())
-                    .filter(|index| !picks.picked.contains(index))
-                    .collect();
+                // Where those serve that nothing good is thought of, one try is enough to pay for the doubt.
+                let untried = || (0..tier.len()).filter(|index| !picks.picked.contains(index));
+                let usable: Vec<usize> = untried().filter(|index| tier[*index].usable).collect();
+                left = match usable.is_empty() {
+                    false => usable,
+                    true => untried().collect(),
+                };
                 self.choose(tier, left.len(), |n| left[n], picks, now)
             };
             picks.picked.push(index);
@@ -228,6 +232,7 @@ mod tests {
         Choice {
             address: Arc::new(Address::new(at, "cp:443".into(), 0, 0, Arc::default())),
             priority: 0,
+            usable: true,
             weight,
             slow_start: None,
         }
@@ -283,6 +288,23 @@ mod tests {
             assert_eq!(sorted(3..4), [4], "{balance:?}");
             assert_eq!(sorted(4..6), [5, 6], "{balance:?}");
             assert_eq!(order.len(), 6, "{balance:?}");
+        }
+    }
+
+    #[test]
+    fn a_retry_prefers_what_is_believed_in() {
+        for balance in ALL {
+            let mut tier: Vec<Choice> = (1..=8).map(|last| choice(last, 1)).collect();
+            tier[..7]
+                .iter_mut()
+                .for_each(|choice| choice.usable = false);
+            let snapshot = Arc::new(Snapshot::of_tiers(vec![tier]));
+            let balancer = Balancer::new(balance, 5);
+            for key in 0..20 {
+                let mut picks = balancer.picks(snapshot.clone(), key);
+                let mut next = || last(&balancer.next(&mut picks, Instant::now()).unwrap());
+                assert!(next() == 8 || next() == 8, "{balance:?}");
+            }
         }
     }
 

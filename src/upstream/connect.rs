@@ -260,8 +260,8 @@ impl Dialer {
 
     pub(super) fn failed(&self, address: &Address, error: &io::Error) {
         self.upstream.dialled.failures.fetch_add(1, Relaxed);
-        // Our source is not here, or no port is left towards the address: no fault of its own.
-        if error.kind() != io::ErrorKind::AddrNotAvailable {
+        // Our source is not here, no port is left towards the address, or no descriptor: no fault of its own.
+        if error.kind() != io::ErrorKind::AddrNotAvailable && !is_ours(error) {
             address.connect_failed();
         }
         self.upstream.refresh.notify_waiters();
@@ -296,6 +296,15 @@ impl Dialer {
             self.count(AheadOutcome::Stale);
         }
         given_up
+    }
+
+    /// The upstream ended a connection dialled ahead as soon as it was made.
+    pub(super) fn unwelcome(&self, address: &Address) {
+        address.reset_early(None);
+        if let Some(suppressed) = self.failures.allow(Instant::now()) {
+            let upstream = &*self.upstream.name;
+            warn!(upstream, address = %address.at, suppressed, "the upstream ends connections as soon as they are made; dialling ahead waits");
+        }
     }
 
     /// Keeps the connections dialled ahead, for ever; returns at once where there are to be none.

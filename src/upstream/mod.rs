@@ -76,6 +76,8 @@ pub struct Dialled {
     pub retries: AtomicU64,
     /// Tries that the retry budget did not allow.
     pub denied: AtomicU64,
+    /// Connections dialled ahead that wait for a session now.
+    pub waiting: AtomicU64,
     /// What became of connections dialled ahead, and of sessions that looked for one.
     pub ahead: [AtomicU64; AheadOutcome::ALL.len()],
 }
@@ -155,6 +157,8 @@ pub struct Standing {
     pub targets: Vec<TargetState>,
     /// Each address.
     pub members: Vec<(Member, State)>,
+    /// Addresses that left and still have sessions.
+    pub gone: Vec<Member>,
     /// Priority of the group that serves.
     pub serving: u32,
     /// Each group and the usable part of its weight in percent; `None`: it has no address.
@@ -225,6 +229,7 @@ impl Upstream {
                 .iter()
                 .map(|member| (member.clone(), state(member)))
                 .collect(),
+            gone: roster.gone().cloned().collect(),
             serving: roster.serving(),
             groups: groups.map(|group| (group, roster.share(group))).collect(),
             counts: roster.counts(),
@@ -276,13 +281,20 @@ impl Upstream {
             match event {
                 Event::Address {
                     at,
-                    state: state @ (State::Ejected | State::Unhealthy),
+                    before,
+                    state,
                     why,
                 } => {
-                    warn!(upstream, address = %at, state = state.name(), why, "address serves no longer")
-                }
-                Event::Address { at, state, why } => {
-                    info!(upstream, address = %at, state = state.name(), why, "address serves again");
+                    let (address, serves, state) = (at, state.serves(), state.name());
+                    match (before.serves(), serves) {
+                        (true, false) => {
+                            warn!(upstream, %address, state, why, "address serves no longer")
+                        }
+                        (_, true) => info!(upstream, %address, state, why, "address serves again"),
+                        (false, false) => {
+                            info!(upstream, %address, state, why, "address does not serve yet")
+                        }
+                    }
                 }
                 Event::Group { from, to, why } => {
                     warn!(upstream, from, to, why, "another group of targets serves");

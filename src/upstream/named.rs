@@ -38,7 +38,8 @@ pub struct Named {
 /// What is known of a name, and what was last said of it.
 struct Known {
     resolution: Resolution,
-    standing: Standing,
+    /// How it stood when that was last said.
+    said: Standing,
     addresses: Vec<SocketAddr>,
     four: Remarks,
     six: Remarks,
@@ -132,7 +133,7 @@ impl Named {
         };
         let known = RefCell::new(Known {
             resolution: Resolution::new(bounds, self.resolver.kinds(), Instant::now()),
-            standing: Standing::Unknown,
+            said: Standing::Unknown,
             addresses: Vec::new(),
             four: Remarks::default(),
             six: Remarks::default(),
@@ -203,7 +204,11 @@ impl Named {
         let addresses = addresses.map(|ip| SocketAddr::new(ip, self.port)).collect();
         let addresses_before = std::mem::replace(&mut known.addresses, addresses);
         let standing = known.resolution.standing(now);
-        let before = std::mem::replace(&mut known.standing, standing);
+        let to_be_said = match standing {
+            Standing::Partly if !known.resolution.fails_in_part() => known.said,
+            standing => standing,
+        };
+        let before = std::mem::replace(&mut known.said, to_be_said);
         let notes = known.notes();
         let notes_before = std::mem::replace(&mut known.notes, notes);
         let errors = known.errors();
@@ -221,18 +226,18 @@ impl Named {
         });
         let (upstream, name, error) = (&*self.upstream.name, &*self.name, errors.as_deref());
         let addresses = shown(&known.addresses);
-        match standing {
-            Standing::Nothing if before != standing => warn!(
+        match to_be_said {
+            Standing::Nothing if before != Standing::Nothing => warn!(
                 upstream,
                 name,
                 error,
                 "name does not resolve and no earlier answer serves: connections to it fail"
             ),
-            Standing::Stale if before != standing => warn!(
+            Standing::Stale if before != Standing::Stale => warn!(
                 upstream,
                 name, error, addresses, "name does not resolve; the last good answer stays in use"
             ),
-            Standing::Partly if before != standing => warn!(
+            Standing::Partly if before != Standing::Partly => warn!(
                 upstream,
                 name,
                 error,

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::config::{Check, HealthCheck, SendProxy, SocketOptions, duration_text};
 use crate::leg;
-use crate::proxy_protocol::header::SIGNATURE;
+use crate::proxy_protocol::encode;
 
 /// Checks under way at once, over all upstreams: what a look at many addresses may take of the descriptors that sessions need.
 pub const AT_ONCE: usize = 64;
@@ -39,12 +39,6 @@ const PARTING_BYTES: usize = 1 << 20;
 
 /// How much of a wrong answer is shown.
 const SHOWN: usize = 40;
-
-/// Version 2, LOCAL, no family, no addresses: the connection is the sender's own.
-const LOCAL_V2: [u8; 4] = [0x20, 0x00, 0x00, 0x00];
-
-/// What version 1 has for it.
-const LOCAL_V1: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// Why an address is not taken for healthy.
 #[derive(Debug, thiserror::Error)]
@@ -237,11 +231,7 @@ async fn ask(
     check: &Check,
     proxy: SendProxy,
 ) -> Result<(), ProbeError> {
-    let mut question = match proxy {
-        SendProxy::Off => Vec::new(),
-        SendProxy::V1 => LOCAL_V1.to_vec(),
-        SendProxy::V2 => [&SIGNATURE[..], &LOCAL_V2].concat(),
-    };
+    let mut question = encode::our_own(proxy).to_vec();
     match check {
         Check::Tcp => {}
         Check::Exchange { send, .. } => question.extend_from_slice(send),

@@ -333,4 +333,4 @@ impl RuntimeProvider for Counted {
 
 #[cfg(test)]
 #[path = "question_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -39,7 +39,7 @@ fn came_from(socket: &UdpSocket) -> Vec<SocketAddr> {
 }
 
 /// A server that says the same to every question, for as long as the process lives, and how many it had.
-fn server(says: ResponseCode) -> (SocketAddr, Arc<AtomicU64>) {
+pub(in super::super) fn server(says: ResponseCode) -> (SocketAddr, Arc<AtomicU64>) {
     let (socket, address) = silent();
     let asked = Arc::new(AtomicU64::new(0));
     let count = asked.clone();
@@ -95,7 +95,13 @@ async fn all_tries_together_are_bounded_however_many_servers_there_are() {
     let servers = [(); 20].map(|()| silent());
     let addresses = servers.each_ref().map(|(_, address)| *address);
     let began = Instant::now();
-    look_up(&asker(1000), &addresses).await.unwrap_err();
+    let asker = asker(1000);
+    look_up(&asker, &addresses).await.unwrap_err();
+    assert_eq!(
+        count(&asker),
+        15,
+        "one second each, and for the others none"
+    );
     let bound = LOOKUP + Duration::from_millis(100);
     assert!((LOOKUP..bound).contains(&began.elapsed()));
 }
@@ -127,11 +133,13 @@ async fn no_more_packets_a_second_than_allowed() {
         let asker = asker.clone();
         all.spawn_local(async move { drop(look_up(&asker, &[server]).await) });
     }
-    // A true second: it is what is tested.
+    // A true second, or what it becomes on a busy machine: it is what is tested.
+    let began = std::time::Instant::now();
     let second = timeout(Duration::from_secs(1), &mut all).await;
     assert!(second.is_err(), "they go on");
-    let came = came_from(&socket).len();
-    assert!((1..=51).contains(&came), "{came} in a second");
+    let came = came_from(&socket).len() as f64;
+    let most = 1.0 + 50.0 * began.elapsed().as_secs_f64();
+    assert!((1.0..=most).contains(&came), "{came}, not {most}");
 }
 
 #[tokio::test]

@@ -349,3 +349,122 @@ fn sifted(
         (true, None) => Err(LookupError::NotInHosts),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::num::NonZeroU32;
+    use std::sync::atomic::Ordering;
+
+    use hickory_resolver::proto::op::ResponseCode;
+    use tempfile::TempDir;
+
+    use super::super::question::tests::server;
+    use super::*;
+    use crate::config::{Config, Target};
+
+    /// A resolver that asks this server, with these hosts and search domains.
+    fn resolver(server: SocketAddr, family: Family, hosts: &str, search: &[&str]) -> Resolver {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("hosts");
+        fs::write(&path, hosts).unwrap();
+        let config = config::Resolver {
+            servers: vec![server],
+            search: search.iter().map(|domain| Arc::from(*domain)).collect(),
+            family,
+            queries_per_second: NonZeroU32::new(1000).unwrap(),
+        };
+        Resolver::new(&config, Files::new(None, &path)).unwrap()
+    }
+
+    async fn look_up(resolver: &Resolver, host: &str) -> Result<Looked, Unresolved> {
+        let text = "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nproxy_protocol = \"off\"\nupstream = \"up\"\n\
+                    [[upstream]]\nname = \"up\"\ntargets = [\"unused:1\"]\n";
+        let config = Config::from_str(text, "here").unwrap();
+        let target = Target {
+            host: host
+                .parse()
+                .map_or_else(|_| Host::Name(host.into()), Host::Literal),
+            port: 443,
+            priority: 0,
+            weight: 1,
+        };
+        let own = ["10.0.0.7:443".parse().unwrap()];
+        resolver
+            .look_up_once(&target, &config.upstreams[0], &own)
+            .await
+    }
+
+    fn at(address: &str) -> Looked {
+        Looked {
+            addresses: vec![address.parse().unwrap()],
+            notes: Vec::new(),
+        }
+    }
+
+    fn asked(resolver: &Resolver) -> u64 {
+        resolver.queries().load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn hosts_come_before_dns_and_literals_before_both() {
+        let (server, _) = server(ResponseCode::NoError);
+        let resolver = resolver(server, Family::Ipv4, "10.0.0.9 by-hand\n", &[]);
+        let looked = look_up(&resolver, "By-Hand").await.unwrap();
+        assert_eq!(looked, at("10.0.0.9:443"));
+        assert_eq!(
+            look_up(&resolver, "fd00::1").await.unwrap(),
+            at("[fd00::1]:443")
+        );
+        assert_eq!(asked(&resolver), 0);
+        let looked = look_up(&resolver, "cp.example").await.unwrap();
+        assert_eq!(looked, at("10.0.0.1:443"), "from the server");
+        assert_eq!(asked(&resolver), 1);
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_address_names_who_was_asked() {
+        let (server, _) = server(ResponseCode::ServFail);
+        let hosts = "10.0.0.7 loop\n10.0.0.8 half\n10.0.0.7 half\n";
+        let resolver = resolver(server, Family::Any, hosts, &[]);
+        let why = look_up(&resolver, "cp.example").await.unwrap_err();
+        let expected = format!("{server} answered SERVFAIL");
+        assert_eq!(why.to_string(), expected);
+        let why = look_up(&resolver, "loop").await.unwrap_err().to_string();
+        let expected =
+            "IPv4: left out 10.0.0.7: port 443 there is this relay's own listener, a loop";
+        assert_eq!(why, expected);
+        let looked = look_up(&resolver, "half").await.unwrap();
+        assert_eq!(looked.addresses, at("10.0.0.8:443").addresses);
+        assert!(
+            looked.notes.len() == 1 && looked.notes[0].contains("10.0.0.7"),
+            "{looked:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_next_domain_is_tried_only_where_the_name_does_not_exist() {
+        let domains = &["one.example", "two.example"];
+        for (code, questions) in [(ResponseCode::NXDomain, 3), (ResponseCode::ServFail, 1)] {
+            let (server, _) = server(code);
+            let resolver = resolver(server, Family::Ipv4, "", domains);
+            look_up(&resolver, "cp").await.unwrap_err();
+            assert_eq!(asked(&resolver), questions, "{code}");
+        }
+    }
+
+    #[test]
+    fn without_servers_there_is_no_resolver() {
+        let folder = TempDir::new().unwrap();
+        let config = config::Resolver {
+            servers: Vec::new(),
+            search: Vec::new(),
+            family: Family::Any,
+            queries_per_second: NonZeroU32::new(1).unwrap(),
+        };
+        let missing = folder.path().join("resolv.conf");
+        let files = Files::new(Some(&missing), Path::new("/etc/hosts"));
+        let error = Resolver::new(&config, files).unwrap_err().to_string();
+        assert!(error.contains("set resolver.servers"), "{error}");
+    }
+}

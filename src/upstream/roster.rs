@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -16,6 +16,9 @@ use super::address::Address;
 use super::snapshot::{Choice, Snapshot};
 use crate::config::{self, Eject, Failover, Family};
 
+/// Addresses that left and have no session any more are remembered up to this number, with what was counted of them.
+const MOST_GONE: usize = 1024;
+
 /// The addresses of one upstream, as the control thread keeps them.
 #[derive(Debug)]
 pub struct Roster {
@@ -24,8 +27,8 @@ pub struct Roster {
     family: Family,
     targets: Vec<Target>,
     members: Vec<Member>,
-    /// Addresses that left and still have sessions: one that comes back is the same.
-    gone: HashMap<SocketAddr, Weak<Address>>,
+    /// Addresses that left: one that comes back is the same, and those that still have sessions are shown.
+    gone: HashMap<SocketAddr, Member>,
     serving: u32,
     /// Groups that handed over because too little of them was usable: they come back with hysteresis.
     left: BTreeSet<u32>,
@@ -70,9 +73,11 @@ pub struct Member {
     pub why: String,
     /// Since when.
     pub since: Instant,
-    ejected_until: Option<Instant>,
+    /// Until when it is left alone, and why.
+    ejected: Option<(Instant, String)>,
     ejections: u32,
-    unhealthy: bool,
+    /// Why its health checks fail.
+    unhealthy: Option<String>,
     /// Health checks in a row with the same result.
     run: (bool, u32),
     /// When it came (back) beside others that were already serving.
@@ -93,6 +98,12 @@ pub enum State {
 }
 
 impl State {
+    /// Whether an address in this state serves.
+    #[must_use]
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Usable | Self::SlowStart)
+    }
+
     /// All of them.
     pub const ALL: [Self; 4] = [
         Self::Usable,
@@ -120,6 +131,8 @@ pub enum Event {
     Address {
         /// Which.
         at: SocketAddr,
+        /// From what.
+        before: State,
         /// Into what.
         state: State,
         /// For what reason.
@@ -209,7 +222,7 @@ impl Roster {
                     continue;
                 }
                 let mut member = before.remove(at).unwrap_or_else(|| {
-                    let back = self.gone.remove(at).and_then(|gone| gone.upgrade());
+                    let back = self.gone.remove(at).map(|gone| gone.address);
                     let address = back.unwrap_or_else(|| {
                         Arc::new(Address::new(
                             *at,
@@ -220,6 +233,7 @@ impl Roster {
                         ))
                     });
                     address.set_present(true);
+                    address.forget_failures();
                     Member {
                         address,
                         target: index,
@@ -227,9 +241,9 @@ impl Roster {
                         weight: 0,
                         why: "in the answers".to_owned(),
                         since: now,
-                        ejected_until: None,
+                        ejected: None,
                         ejections: 0,
-                        unhealthy: false,
+                        unhealthy: None,
                         run: (true, 0),
                         returned: grown.then_some(now),
                     }
@@ -239,10 +253,13 @@ impl Roster {
                 self.members.push(member);
             }
         }
-        self.gone.retain(|_, gone| gone.strong_count() > 0);
-        for (at, member) in before {
+        if self.gone.len() > MOST_GONE {
+            self.gone.retain(|_, gone| gone.address.load() > 0);
+        }
+        for (at, mut member) in before {
             member.address.set_present(false);
-            self.gone.insert(at, Arc::downgrade(&member.address));
+            (member.since, member.why) = (now, "left the answers".to_owned());
+            self.gone.insert(at, member);
             self.counts.departures += 1;
         }
     }
@@ -266,43 +283,49 @@ impl Roster {
             (before, times) if before == good => (good, times.saturating_add(1)),
             _ => (good, 1),
         };
-        let turned = match good {
-            true => member.unhealthy && member.run.1 >= rise,
-            false => !member.unhealthy && member.run.1 >= fall,
-        };
-        if turned {
-            member.unhealthy = !good;
-            if good {
+        let before = member.state(now, slow_start);
+        match result {
+            Ok(()) if member.unhealthy.is_some() && member.run.1 >= rise => {
+                member.unhealthy = None;
                 member.returned = Some(now);
             }
-            let why = match result {
-                Ok(()) => format!("answered {rise} health checks"),
-                Err(why) => why,
-            };
-            let event = member.turn(now, why, slow_start);
-            self.events.push(event);
-            self.look(now);
+            Err(why) if member.unhealthy.is_none() && member.run.1 >= fall => {
+                member.unhealthy = Some(why);
+            }
+            _ => return,
         }
+        let why = format!("answered {rise} health checks");
+        self.events
+            .extend(member.turn(before, now, why, slow_start));
+        self.look(now);
     }
 
     /// Looks at everything that time and failures change.
     pub fn look(&mut self, now: Instant) {
         let slow_start = self.settings.slow_start;
         let eject = self.settings.eject;
+        // Groups in which an address that was used has not been reset.
+        let fine = |member: &&Member| {
+            member.is_usable() && member.address.early_resets() == 0 && member.address.opened() > 0
+        };
+        let well = self.members.iter().filter(fine);
+        let well: BTreeSet<u32> = well.map(|member| member.priority).collect();
         for member in &mut self.members {
-            if let Some((pause, why)) = member.fails(eject, now) {
-                member.ejected_until = Some(now + pause);
-                self.counts.ejections += 1;
+            let before = member.state(now, slow_start);
+            let others_do_well = well.contains(&member.priority);
+            if let Some((pause, why)) = member.fails(eject, others_do_well, now) {
                 let why = format!("{why}; left alone for {}", config::duration_text(pause));
-                let event = member.turn(now, why, slow_start);
-                self.events.push(event);
-            } else if member.ejected_until.is_some_and(|until| until <= now) {
-                member.ejected_until = None;
+                member.ejected = Some((now + pause, why));
+                self.counts.ejections += 1;
+            } else if member.ejected_until().is_some_and(|until| until <= now) {
+                member.ejected = None;
                 member.address.forget_failures();
                 member.returned = Some(now);
-                let event = member.turn(now, "tried again".to_owned(), slow_start);
-                self.events.push(event);
+            } else {
+                continue;
             }
+            let event = member.turn(before, now, "tried again".to_owned(), slow_start);
+            self.events.extend(event);
         }
         self.choose_group(now);
         let share = self.share(self.serving);
@@ -317,10 +340,7 @@ impl Roster {
     /// When to look again, whatever else happens.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        let ends = self
-            .members
-            .iter()
-            .filter_map(|member| member.ejected_until);
+        let ends = self.members.iter().filter_map(Member::ejected_until);
         let back = self
             .better
             .map(|(_, since)| since + self.settings.failover.back_after);
@@ -444,6 +464,7 @@ impl Roster {
             tiers.entry(rank).or_default().push(Choice {
                 address: member.address.clone(),
                 priority: member.priority,
+                usable: member.is_usable(),
                 weight: member.weight,
                 slow_start: member.slow_start(now, self.settings.slow_start),
             });
@@ -461,6 +482,12 @@ impl Roster {
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Addresses that left the answers and still have sessions.
+    pub fn gone(&self) -> impl Iterator<Item = &Member> {
+        let gone = self.gone.values();
+        gone.filter(|member| member.address.load() > 0)
     }
 
     /// The group that serves.
@@ -494,15 +521,15 @@ impl Member {
     /// Whether it is neither ejected nor unhealthy.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.ejected_until.is_none() && !self.unhealthy
+        self.ejected.is_none() && self.unhealthy.is_none()
     }
 
     /// What is thought of it.
     #[must_use]
     pub fn state(&self, now: Instant, slow_start: Option<Duration>) -> State {
         match () {
-            () if self.unhealthy => State::Unhealthy,
-            () if self.ejected_until.is_some() => State::Ejected,
+            () if self.unhealthy.is_some() => State::Unhealthy,
+            () if self.ejected.is_some() => State::Ejected,
             () if self.slow_start(now, slow_start).is_some() => State::SlowStart,
             () => State::Usable,
         }
@@ -518,10 +545,15 @@ impl Member {
     }
 
     /// Whether it has failed often enough to be left alone: for how long, and why.
-    fn fails(&mut self, eject: Eject, now: Instant) -> Option<(Duration, String)> {
+    fn fails(
+        &mut self,
+        eject: Eject,
+        others_do_well: bool,
+        now: Instant,
+    ) -> Option<(Duration, String)> {
         let after = eject.after?;
-        let (failures, what) = self.address.failures();
-        if self.ejected_until.is_some() || failures < after {
+        let (failures, what) = self.address.failures(others_do_well);
+        if self.ejected.is_some() || failures < after {
             return None;
         }
         let good_for = self.returned.map(|returned| now.duration_since(returned));
@@ -534,11 +566,32 @@ impl Member {
         Some((pause.min(eject.longest), why))
     }
 
-    /// It has changed its state: since now, for this reason.
-    fn turn(&mut self, now: Instant, why: String, slow_start: Option<Duration>) -> Event {
+    fn ejected_until(&self) -> Option<Instant> {
+        self.ejected.as_ref().map(|(until, _)| *until)
+    }
+
+    /// Something changed that its state is made of: whether the state did, and then since when and why. `why` is said of one that serves.
+    fn turn(
+        &mut self,
+        before: State,
+        now: Instant,
+        why: String,
+        slow_start: Option<Duration>,
+    ) -> Option<Event> {
+        let state = self.state(now, slow_start);
+        if state == before {
+            return None;
+        }
         self.since = now;
-        self.why.clone_from(&why);
-        let (at, state) = (self.address.at, self.state(now, slow_start));
-        Event::Address { at, state, why }
+        self.why = match (&self.unhealthy, &self.ejected) {
+            (Some(why), _) | (None, Some((_, why))) => why.clone(),
+            (None, None) => why,
+        };
+        Some(Event::Address {
+            at: self.address.at,
+            before,
+            state,
+            why: self.why.clone(),
+        })
     }
 }

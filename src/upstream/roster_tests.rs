@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::address::Hold;
 use super::roster::{Event, Roster, State};
 use super::snapshot::Choice;
 use crate::config::{self, Check, Config, Family, HealthCheck};
@@ -87,10 +88,57 @@ fn an_address_that_comes_back_while_it_has_sessions_is_the_same() {
     roster.resolved(0, true, &ats(&[2]), now);
     roster.resolved(0, true, &ats(&[1, 2]), now);
     assert!(held.is_present() && Arc::ptr_eq(&held, &member(&roster, 1).address));
+    assert_eq!(roster.gone().count(), 0);
+    let session = Hold::session(held.clone());
     roster.resolved(0, true, &ats(&[2]), now);
-    drop(held);
+    let gone: Vec<_> = roster.gone().map(|gone| gone.why.as_str()).collect();
+    assert_eq!(
+        gone,
+        ["left the answers"],
+        "shown as long as it has sessions"
+    );
+    drop(session);
+    assert_eq!(roster.gone().count(), 0);
+}
+
+#[test]
+fn a_state_says_why_it_is_and_is_said_once() {
+    let mut settings = settings(&[0]);
+    settings.health = Some(HealthCheck {
+        check: Check::Tcp,
+        interval: S,
+        timeout: S,
+        rise: 1,
+        fall: 1,
+        port: None,
+    });
+    let (mut roster, now) = roster(settings);
     roster.resolved(0, true, &ats(&[1, 2]), now);
-    assert_eq!(member(&roster, 1).address.sessions(), 0);
+    let at = ats(&[1])[0];
+    fail(&roster, 1);
+    roster.look(now);
+    roster.probed(at, Err("silent".to_owned()), now);
+    assert_eq!(member(&roster, 1).why, "silent");
+    roster.look(now + 10 * S);
+    assert_eq!(
+        member(&roster, 1).why,
+        "silent",
+        "no longer ejected, and unhealthy still"
+    );
+    fail(&roster, 1);
+    roster.look(now + 11 * S);
+    roster.probed(at, Ok(()), now + 12 * S);
+    let why = &member(&roster, 1).why;
+    assert!(why.contains("left alone for"), "{why}");
+    let states: Vec<State> = roster
+        .take_events()
+        .into_iter()
+        .map(|event| match event {
+            Event::Address { state, .. } => state,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(states, [State::Ejected, State::Unhealthy, State::Ejected]);
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub struct Choice {
     pub address: Arc<Address>,
     /// Its group.
     pub priority: u32,
+    /// It is neither ejected nor unhealthy.
+    pub usable: bool,
     /// Its share beside the others.
     pub weight: u32,
     /// When it came back, and how long it is given less; `None`: it has its full share.

@@ -67,6 +67,7 @@ pub struct Start {
     binary: Option<PathBuf>,
     admin: String,
     wait_ready: bool,
+    etc: Vec<(&'static str, String)>,
 }
 
 impl Start {
@@ -80,6 +81,7 @@ impl Start {
             binary: None,
             admin: "127.0.0.1:9900".to_owned(),
             wait_ready: true,
+            etc: Vec::new(),
         }
     }
 
@@ -114,6 +116,18 @@ impl Start {
     pub fn through(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = owned(wrapper);
         self
+    }
+
+    /// With an `/etc` of its own, in which there are only a `resolv.conf` and a `hosts`. See [`Relay::rewrite_etc`].
+    #[must_use]
+    pub fn etc(mut self, resolv_conf: &str, hosts: &str) -> Self {
+        self.etc = vec![
+            ("resolv.conf", resolv_conf.to_owned()),
+            ("hosts", hosts.to_owned()),
+            ("machine-id", format!("{:032x}\n", 0xe7c)),
+        ];
+        let become_it = "mount --bind @DIR@/etc /etc && exec \"$0\" \"$@\"";
+        self.through(&["unshare", "--mount", "sh", "-c", become_it])
     }
 
     /// Another binary than the one under test.
@@ -184,7 +198,12 @@ impl Relay {
             .into_iter()
             .map(|text| text.replace("@DIR@", &path).replace("@CONFIG@", &config));
         let binary = start.binary.unwrap_or_else(binary);
-        let mut words = start.wrapper;
+        let wrapper = start.wrapper.into_iter();
+        let mut words: Vec<_> = wrapper.map(|text| text.replace("@DIR@", &path)).collect();
+        fs::create_dir(format!("{path}/etc")).expect("/run is ours");
+        for (name, text) in start.etc {
+            fs::write(format!("{path}/etc/{name}"), text).expect("/run is ours");
+        }
         words.push(binary.to_str().expect("cargo's paths are text").to_owned());
         words.extend(arguments);
         let mut command = host.command(&words[0]);
@@ -230,7 +249,7 @@ impl Relay {
         self.id
     }
 
-    /// The directory of its own: configuration, `run/` and `state/`.
+    /// The directory of its own: configuration, `run/`, `state/` and `etc/`.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -240,6 +259,13 @@ impl Relay {
         let folder = self.folder.path();
         let text = text.replace("@DIR@", folder.to_str().expect("/run is text"));
         fs::write(folder.join("tollgate.toml"), text).expect("/run is ours");
+    }
+
+    /// Puts another file in the place of one in its own `/etc`, at once, as those do who know that others read it.
+    pub fn rewrite_etc(&self, name: &str, text: &str) {
+        let folder = self.folder.path();
+        fs::write(folder.join("new"), text).expect("/run is ours");
+        fs::rename(folder.join("new"), folder.join("etc").join(name)).expect("/run is ours");
     }
 
     /// Waits until `/readyz` says 200.

@@ -17,6 +17,8 @@
 use libtest_mimic::Trial;
 
 mod faults;
+mod plan;
+mod region;
 mod services;
 mod world;
 

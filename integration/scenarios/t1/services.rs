@@ -9,7 +9,10 @@ use std::{
 
 use libtest_mimic::Trial;
 
-use super::world::{AGENT, Between, INTERFACE, MAIN, SIGNALS, Scene, World, agents_name, upstream};
+use super::{
+    plan::{AGENT, Between, INTERFACE, MAIN, SIGNALS, Scene, agents_name, upstream},
+    world::World,
+};
 use crate::{
     claim,
     harness::{

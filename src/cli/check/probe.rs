@@ -14,6 +14,7 @@ use crate::config::{
     Check, Config, HealthCheck, Host, SendProxy, Target, Upstream, defaults, duration_text,
 };
 use crate::leg;
+use crate::upstream::addresses::MOST_ADDRESSES;
 use crate::upstream::answer::{Rules, Source};
 use crate::upstream::probe::probe;
 use crate::upstream::resolver::{Looked, Resolver, ResolverError, resolver};
@@ -123,7 +124,7 @@ impl Prober {
             Ok(found) => found,
             Err(why) => return vec![Err(why)],
         };
-        let attempts = addresses.into_iter().map(|address| {
+        let attempts = addresses.into_iter().take(MOST_ADDRESSES).map(|address| {
             let (prober, target) = (self.clone(), target.to_string());
             async move {
                 let _place = prober.asking.acquire().await;
