@@ -90,7 +90,7 @@ daemon off;
 user root;
 worker_processes 1;
 pid @DIR@/nginx.pid;
-error_log stderr error;
+error_log stderr crit;
 events {{ worker_connections {connections}; }}
 stream {{
     server {{
