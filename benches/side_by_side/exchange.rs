@@ -75,10 +75,11 @@ pub(crate) fn exchange(
 }
 
 /// Numbers of chance, the same in each run: every relay gets the same sizes and pauses.
-struct Chance(u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    fn next(&mut self) -> f64 {
+    /// From 0 to 1.
+    pub(crate) fn next(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

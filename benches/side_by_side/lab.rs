@@ -1,4 +1,5 @@
-//! Three hosts in a row, a wire from the first to the last for going without a relay, and a router beside the relay that does kernel NAT.
+//! Three hosts in a row, a wire from the first to the last for going without a relay, and a router beside the relay that does kernel NAT. Or the same
+//! hosts with the last one in another Region: what leads to it is a long-distance link.
 
 use std::{
     fs,
@@ -11,9 +12,13 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::{
-    dns::{Answer, Dns},
-    netns::{Host, Lab},
+use crate::{
+    harness::{
+        dns::{Answer, Dns},
+        netns::{Host, Lab},
+        wan::{Shape, Wan},
+    },
+    processor::Cores,
 };
 
 /// Where relays listen: from the one port on without a header in front, from the other with.
@@ -29,15 +34,15 @@ const FIRST_PORT_WITH_HEADER: u16 = 8100;
 const ORIGIN: &str = "10.2.0.2";
 const ORIGIN_DIRECT: &str = "10.3.0.2";
 const FIRST_ORIGIN_PORT: u16 = 9000;
-const ORIGIN_PORTS: usize = 16;
+const ORIGIN_PORTS: usize = 24;
 
 /// The origin's name, and who knows it.
 pub(crate) const ORIGIN_NAME: &str = "origin.example.internal";
 pub(crate) const NAME_SERVER: &str = "10.2.0.2:53";
 
 /// What Linux ships, in every host alike: a machine's own tuning stays outside.
-const RECEIVE_BUFFER: &str = "4096 131072 6291456";
-const SEND_BUFFER: &str = "4096 16384 4194304";
+pub(crate) const RECEIVE_BUFFER: &str = "4096 131072 6291456";
+pub(crate) const SEND_BUFFER: &str = "4096 16384 4194304";
 
 /// How long connecting through a relay may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,9 +61,12 @@ pub(crate) struct World {
     pub(crate) origin: Host,
     /// Whether the router does NAT, or why not.
     pub(crate) nat: Result<Nat, String>,
-    hosts: [Host; 4],
+    /// Who knows the origin's name, and whatever it is told.
+    pub(crate) names: Dns,
+    hosts: Vec<Host>,
     listeners: Vec<TcpListener>,
-    _names: Dns,
+    /// From the relay to the origin, and from the client past the relay.
+    _far: Option<[Wan; 2]>,
     _lab: Lab,
 }
 
@@ -83,7 +91,53 @@ impl World {
     pub(crate) fn new(congestion: &str) -> Self {
         let lab = Lab::new("bench");
         let [client, relay, origin] = ["client", "relay", "origin"].map(|name| lab.host(name));
-        let hosts = [client, relay, origin, lab.router("nat")];
+        let router = lab.router("nat");
+        lab.veth((&relay, "10.2.0.1/24"), (&origin, "10.2.0.2/24"));
+        lab.veth((&client, "10.3.0.1/24"), (&origin, "10.3.0.2/24"));
+        lab.veth((&client, "10.4.0.2/24"), (&router, "10.4.0.1/24"));
+        lab.veth((&router, "10.5.0.1/24"), (&origin, "10.5.0.2/24"));
+        let nat = nat(&router);
+        let hosts = vec![client, relay, origin, router];
+        Self::furnished(lab, hosts, nat, None, &[], congestion)
+    }
+
+    /// The origin is so far away, for the relay and for the client; there is no router. `more` are sysctls of every host. What carries packets over
+    /// the links shares the relay's core, because client and origin have more to do than the relay.
+    pub(crate) fn far(
+        cores: Cores,
+        congestion: &str,
+        shape: &Shape,
+        more: &[(String, String)],
+    ) -> Self {
+        let lab = Lab::new("far");
+        let [client, relay, origin] = ["client", "relay", "origin"].map(|name| lab.host(name));
+        let far = cores.with_the_relay(|| {
+            [
+                lab.wan(
+                    (&relay, "10.2.0.1/24"),
+                    (&origin, "10.2.0.2/24"),
+                    shape.clone(),
+                ),
+                lab.wan(
+                    (&client, "10.3.0.1/24"),
+                    (&origin, "10.3.0.2/24"),
+                    shape.clone(),
+                ),
+            ]
+        });
+        let hosts = vec![client, relay, origin];
+        let nat = Err("no router stands there".to_owned());
+        Self::furnished(lab, hosts, nat, Some(far), more, congestion)
+    }
+
+    fn furnished(
+        lab: Lab,
+        hosts: Vec<Host>,
+        nat: Result<Nat, String>,
+        far: Option<[Wan; 2]>,
+        more: &[(String, String)],
+        congestion: &str,
+    ) -> Self {
         for host in &hosts {
             host.sysctl("net.ipv4.tcp_congestion_control", congestion);
             host.sysctl("net.ipv4.tcp_rmem", RECEIVE_BUFFER);
@@ -91,14 +145,12 @@ impl World {
             // Thousands of short connections a second: enough ports, and those of connections that were closed a second ago once more.
             host.sysctl("net.ipv4.ip_local_port_range", "10000 65535");
             host.sysctl("net.ipv4.tcp_tw_reuse", "1");
+            for (key, value) in more {
+                host.sysctl(key, value);
+            }
         }
-        let [client, relay, origin, router] = hosts.clone();
+        let [client, relay, origin] = [0, 1, 2].map(|at| hosts[at].clone());
         lab.veth((&client, "10.1.0.2/24"), (&relay, "10.1.0.1/24"));
-        lab.veth((&relay, "10.2.0.1/24"), (&origin, "10.2.0.2/24"));
-        lab.veth((&client, "10.3.0.1/24"), (&origin, "10.3.0.2/24"));
-        lab.veth((&client, "10.4.0.2/24"), (&router, "10.4.0.1/24"));
-        lab.veth((&router, "10.5.0.1/24"), (&origin, "10.5.0.2/24"));
-        let nat = nat(&router);
         let listeners = origin.call(|| (0..ORIGIN_PORTS).map(listen).collect::<io::Result<_>>());
         let listeners = listeners.expect("a host of our own has its ports free");
         let names = Dns::start(&origin, NAME_SERVER);
@@ -108,9 +160,10 @@ impl World {
             client,
             origin,
             nat,
+            names,
             hosts,
             listeners,
-            _names: names,
+            _far: far,
             _lab: lab,
         }
     }

@@ -5,8 +5,11 @@
 //! workload through each of its relays in a shuffled order, so that whatever else the machine does meets all alike. The figures to look at are
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
-//! The environment can change: `BENCH_ROUNDS` (5), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
-//! comma; `idle` and `stalled` are two more), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
+//! Beside these rounds: memory of idle sessions (`idle`) and a receiver that reads no more (`stalled`), once each; agents and one flow over 220 ms
+//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own.
+//!
+//! The environment can change: `BENCH_ROUNDS` (5; parts beside these have their own number), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
+//! comma, or of the parts just named), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
 //! `TOLLGATE_BASE` (another tollgate, to compare a change with what was before), `BENCH_CONFIG` (text for the end of tollgate's configuration),
 //! `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the report also becomes benches/RESULTS.md). The
 //! report goes to standard output and to `benches/out/`, as Markdown, JSON and SVG.
@@ -20,10 +23,12 @@ use std::{
 };
 
 mod exchange;
+mod far;
 #[path = "../../integration/harness/mod.rs"]
 pub mod harness;
 mod lab;
 mod load;
+mod names;
 mod peers;
 mod plot;
 mod processor;
@@ -46,6 +51,14 @@ use summary::Results;
 /// Longest run of the rounds: no more are begun beyond it, and nothing is measured twice that would lead there. The last may take two minutes
 /// longer.
 const BOUND: Duration = Duration::from_secs(660);
+
+/// What is measured beside workloads, as `BENCH_ONLY` calls it.
+const PARTS: [&str; 5] = [IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES];
+const IDLE: &str = "idle";
+const STALLED: &str = "stalled";
+const FIRST_BYTE: &str = "first-byte";
+const LONG_FLOW: &str = "long-flow";
+const NAMES: &str = "names";
 
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts it too, without this word.
@@ -71,20 +84,20 @@ fn run() -> Result<(), String> {
     let congestion = env::var("CONGESTION").unwrap_or_else(|_| "reno".to_owned());
     allowed(&congestion)?;
     let world = World::new(&congestion);
-    let (variants, left_out) = variant::variants(&world.nat)?;
+    let (variants, mut left_out) = variant::variants(&world.nat)?;
     let variants = chosen("BENCH_RELAYS", variants, |variant| &variant.name)?;
-    let scene = |name: &str| env::var("BENCH_ONLY").map_or(true, |words| words.contains(name));
+    let part = |name: &str| env::var("BENCH_ONLY").map_or(true, |words| words.contains(name));
     let workloads = match chosen("BENCH_ONLY", workload::workloads(), |workload| {
         &workload.name
     }) {
-        Err(_) if scene("idle") || scene("stalled") => Vec::new(),
+        Err(_) if PARTS.into_iter().any(part) => Vec::new(),
         workloads => workloads?,
     };
-    let idle = match scene("idle") {
+    let idle = match part(IDLE) {
         true => scenes::idle(&world, &cores, &variants)?,
         false => Vec::new(),
     };
-    let stalled = match scene("stalled") {
+    let stalled = match part(STALLED) {
         true => scenes::stalled(&world, &cores, &variants)?,
         false => Vec::new(),
     };
@@ -106,6 +119,34 @@ fn run() -> Result<(), String> {
         let took = began.elapsed().as_secs();
         let _ = writeln!(io::stderr(), "round {done} of {wanted}, {took} s");
     }
+    // Rounds of their own, as many as their small differences need.
+    let rounds_of = |default: u32| setting("BENCH_ROUNDS", default);
+    let mut first_byte = None;
+    let mut flows = None;
+    match far::possible() {
+        Err(why) if part(FIRST_BYTE) || part(LONG_FLOW) => left_out.push(why),
+        Err(_) => {}
+        Ok(()) => {
+            // What the preset for a long way wishes for, and all get it alike.
+            let bbr = env::var_os("CONGESTION").is_none() && allowed("bbr").is_ok();
+            let congestion = if bbr { "bbr" } else { &congestion };
+            if part(FIRST_BYTE) {
+                let rounds = rounds_of(far::ROUNDS_OF_AGENTS)?;
+                first_byte = Some(far::first_byte(&variants, &cores, congestion, rounds)?);
+            }
+            if part(LONG_FLOW) {
+                let rounds = rounds_of(far::ROUNDS_OF_FLOWS)?;
+                flows = Some(far::flows(&variants, &cores, congestion, rounds)?);
+            }
+        }
+    }
+    let names = match part(NAMES) {
+        true => {
+            let rounds = rounds_of(names::ROUNDS)?;
+            names::names(&world, &cores, &variants, rounds, length)?
+        }
+        false => None,
+    };
     let results = Results {
         samples: &samples,
         workloads: &workloads,
@@ -123,6 +164,9 @@ fn run() -> Result<(), String> {
         results,
         idle,
         stalled,
+        first_byte,
+        flows,
+        names,
     };
     record(&report)
 }

@@ -208,6 +208,14 @@ impl Running {
             .map_or(Ok(()), |id| processor::move_to(id, core))
     }
 
+    /// The relay that is ours.
+    pub(crate) fn tollgate(&self) -> Option<&Relay> {
+        match &self.process {
+            Process::Tollgate(relay) => Some(relay),
+            _ => None,
+        }
+    }
+
     /// The first of its processes; `None` where there is none.
     pub(crate) fn process_id(&self) -> Option<u32> {
         match &self.process {

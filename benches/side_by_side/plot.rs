@@ -3,6 +3,7 @@
 use std::fmt::{Result, Write};
 
 use crate::{
+    far::{first_byte::ARRIVALS, flow::Way},
     report::Report,
     summary::{Figure, Spread},
     workload::{COPIED, FRAGMENTS, OPEN_LOOP, PACKETS, SHORT, bulk_name, exchange_name},
@@ -144,6 +145,34 @@ fn panels(report: &Report<'_>) -> Vec<Panel> {
         title: "user memory per idle session, KiB".to_owned(),
         bars: idle.collect(),
     });
+    let variants = results.variants;
+    let named = |bar: (usize, Option<Spread>)| Some((variants[bar.0].name.clone(), bar.1?));
+    let each = |figure: &dyn Fn(usize) -> Option<Spread>| -> Vec<(String, Spread)> {
+        let bars = (0..variants.len()).map(|number| (number, figure(number)));
+        bars.filter_map(named).collect()
+    };
+    if let Some(first_byte) = &report.first_byte {
+        for (number, arrivals) in ARRIVALS.iter().enumerate() {
+            all.push(Panel {
+                title: format!(
+                    "first byte over 220 ms, {} agents a second: ms",
+                    arrivals.per_second
+                ),
+                bars: each(&|variant| first_byte.median(variant, number)),
+            });
+        }
+    }
+    if let Some(flows) = &report.flows {
+        for way in Way::ALL {
+            all.push(Panel {
+                title: format!(
+                    "one flow {} over 220 ms, our system settings: Mbit/s",
+                    way.name()
+                ),
+                bars: each(&|variant| flows.rate(variant, true, way)),
+            });
+        }
+    }
     all.retain(|panel| !panel.bars.is_empty());
     all
 }

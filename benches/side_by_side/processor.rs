@@ -34,6 +34,15 @@ impl Cores {
         sched_setaffinity(None, &only(load)).map_err(|error| error.to_string())?;
         Ok(Self { load, relay })
     }
+
+    /// Calls it with the calling thread on the relay's core: threads that it starts stay there.
+    pub(crate) fn with_the_relay<T>(self, function: impl FnOnce() -> T) -> T {
+        // Fails only for a core that is gone; then where it runs is the kernel's choice, and nothing here hangs on it.
+        let _ = sched_setaffinity(None, &only(self.relay));
+        let value = function();
+        let _ = sched_setaffinity(None, &only(self.load));
+        value
+    }
 }
 
 /// Processor time of processes, as the scheduler counts it, in nanoseconds. Work of the kernel on their behalf is in it, that of its own
@@ -49,8 +58,16 @@ pub(crate) struct Usage {
 impl Usage {
     /// Of all threads of a process and its children, theirs included.
     pub(crate) fn of(process: u32) -> io::Result<Self> {
+        Self::of_threads(process, |_| true)
+    }
+
+    /// Of those of them whose name says so.
+    pub(crate) fn of_threads(process: u32, wanted: impl Fn(&str) -> bool) -> io::Result<Self> {
         let mut total = Self::default();
         for task in tasks(process)? {
+            if !wanted(fs::read_to_string(task.join("comm"))?.trim_end()) {
+                continue;
+            }
             let text = fs::read_to_string(task.join("schedstat"))?;
             let mut fields = text.split_whitespace().map_while(|word| word.parse().ok());
             let (Some(ran), Some(waited)) = (fields.next(), fields.next()) else {

@@ -9,6 +9,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
+    far::{FirstByte, Flows},
+    names::Names,
     processor::Cores,
     rounds::Sample,
     scenes::{Idle, Stalled},
@@ -42,6 +44,11 @@ pub(crate) struct Report<'a> {
     /// Once.
     pub(crate) idle: Vec<Idle>,
     pub(crate) stalled: Vec<Stalled>,
+    /// Over a long way, in rounds of their own.
+    pub(crate) first_byte: Option<FirstByte>,
+    pub(crate) flows: Option<Flows>,
+    /// In rounds of their own.
+    pub(crate) names: Option<Names>,
 }
 
 /// Kernel and processor, as far as this machine tells.
@@ -80,7 +87,17 @@ impl Report<'_> {
             self.table(text, index)?;
         }
         self.idle(text)?;
-        self.stalled(text)
+        self.stalled(text)?;
+        let variants = self.results.variants;
+        if let Some(first_byte) = &self.first_byte {
+            first_byte.write(text, variants)?;
+        }
+        if let Some(flows) = &self.flows {
+            flows.write(text, variants)?;
+        }
+        self.names
+            .as_ref()
+            .map_or(Ok(()), |names| names.write(text))
     }
 
     fn head(&self, text: &mut String) -> Result {
@@ -301,6 +318,9 @@ impl Report<'_> {
                 "bytes_taken": stalled.taken,
                 "bytes_in_sockets": stalled.in_sockets,
             })).collect::<Vec<_>>(),
+            "first_byte": self.first_byte.as_ref().map(|first_byte| first_byte.json(variants)),
+            "long_flow": self.flows.as_ref().map(|flows| flows.json(variants)),
+            "names": self.names.as_ref().map(Names::json),
         });
         format!("{value:#}\n")
     }

@@ -19,8 +19,8 @@ use crate::{
 
 /// A relay that had to share its core moves more at a time, and some of its work is booked to others: beyond this part of the time a measurement
 /// is made again, so many times, and the calmest counts.
-const MOST_WAITED: f64 = 0.05;
-const TRIES: usize = 3;
+pub(crate) const MOST_WAITED: f64 = 0.05;
+pub(crate) const TRIES: usize = 3;
 
 /// How long a relay is left alone before its processor time is read.
 const SETTLE: Duration = Duration::from_millis(25);
@@ -205,7 +205,7 @@ impl Rounds<'_> {
 }
 
 /// The numbers below `n` in an order of chance.
-fn shuffled(n: usize) -> Vec<usize> {
+pub(crate) fn shuffled(n: usize) -> Vec<usize> {
     use std::hash::{BuildHasher, RandomState};
     let chance = RandomState::new();
     let mut order: Vec<usize> = (0..n).collect();

@@ -193,6 +193,8 @@ pub(crate) fn stalled(
         Role::HaproxyUnprivileged,
         Role::HaproxyAmongIdle,
         Role::HaproxySpliceAuto,
+        Role::OursAhead,
+        Role::OursWan,
         Role::Nat,
     ];
     let mut all = Vec::new();

@@ -2,7 +2,10 @@
 
 use std::{io, path::Path, process::Command};
 
-use crate::lab::{NAME_SERVER, ORIGIN_NAME, World};
+use crate::{
+    lab::{NAME_SERVER, ORIGIN_NAME, World},
+    variant::Tuning,
+};
 
 /// How many connections a relay is configured for: more only where that many are opened, since some set memory aside for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +27,16 @@ impl Room {
 
 /// Shipped defaults, but for what makes it equal to the others: one worker, a listener without a header in front. The one with a header is as in
 /// use: policy, accounts, and an upstream that is a name.
-pub(crate) fn tollgate(number: usize, admin: &str, more: &str) -> String {
+pub(crate) fn tollgate(number: usize, admin: &str, more: &Tuning) -> String {
     let (plain, header) = (World::entry(number), World::entry_with_header(number));
     let origin = World::origin(number);
     let port = origin.port();
+    let Tuning {
+        resolver,
+        listener,
+        upstream,
+        end,
+    } = more;
     format!(
         r#"
 workers = 1
@@ -35,24 +44,29 @@ workers = 1
 bind = "{admin}"
 [resolver]
 servers = ["{NAME_SERVER}"]
+{resolver}
 [[listener]]
 name = "plain"
 bind = "{plain}"
 proxy_protocol = "off"
 upstream = "origin"
+{listener}
 [[listener]]
 name = "header"
 bind = "{header}"
 proxy_protocol = "v2"
 trusted_peers = ["10.1.0.0/24"]
 upstream = "origin-by-name"
+{listener}
 [[upstream]]
 name = "origin"
 targets = ["{origin}"]
+{upstream}
 [[upstream]]
 name = "origin-by-name"
 targets = ["{ORIGIN_NAME}:{port}"]
-{more}
+{upstream}
+{end}
 "#
     )
 }
@@ -76,7 +90,7 @@ daemon off;
 user root;
 worker_processes 1;
 pid @DIR@/nginx.pid;
-error_log stderr error;
+error_log stderr crit;
 events {{ worker_connections {connections}; }}
 stream {{
     server {{

@@ -15,6 +15,10 @@ pub(crate) enum Role {
     Ours,
     /// Another tollgate, to compare with.
     Before,
+    /// tollgate with connections dialled ahead.
+    OursAhead,
+    /// tollgate with sockets for a long way.
+    OursWan,
     /// nginx's stream proxy, as it is shipped.
     Nginx,
     /// With a larger buffer.
@@ -61,11 +65,24 @@ pub(crate) enum Kind {
     /// Nor this: the rules are there already.
     Nat,
     /// With more text for its configuration.
-    Tollgate(PathBuf, String),
+    Tollgate(PathBuf, Tuning),
     /// With lines for its `server` blocks.
     Nginx(PathBuf, String),
     /// With lines for `global` and for `defaults`.
     Haproxy(PathBuf, Vec<String>, Vec<String>),
+}
+
+/// More text for tollgate's configuration.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tuning {
+    /// For `[resolver]`.
+    pub(crate) resolver: String,
+    /// For each `[[listener]]`.
+    pub(crate) listener: String,
+    /// For each `[[upstream]]`.
+    pub(crate) upstream: String,
+    /// For the end.
+    pub(crate) end: String,
 }
 
 /// What a variant runs as.
@@ -97,6 +114,11 @@ impl Role {
     }
 }
 
+/// What tollgate is told to hide a dial, and for a long way; and how many connections each upstream then has from the start.
+const AHEAD: &str = "ahead = { min = 4, max = 64, max_age = \"10s\" }";
+pub(crate) const LEAST_AHEAD: u64 = 4;
+const WAN: &str = "socket = { preset = \"wan\" }";
+
 /// The variants, and which are left out and why.
 pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<String>), String> {
     let nginx = peer("NGINX", "nginx", "nginx libnginx-mod-stream")?;
@@ -115,7 +137,20 @@ pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<S
     };
 
     let version_of = version(&tollgate, "--version")?;
-    let ours = Kind::Tollgate(tollgate, more.clone());
+    let tuned = |listener: &str, upstream: &str| {
+        let (listener, upstream) = (listener.to_owned(), upstream.to_owned());
+        let end = more.clone();
+        Kind::Tollgate(
+            tollgate.clone(),
+            Tuning {
+                listener,
+                upstream,
+                end,
+                ..Tuning::default()
+            },
+        )
+    };
+    let ours = tuned("", "");
     let settings = if more.is_empty() {
         "as shipped"
     } else {
@@ -125,7 +160,7 @@ pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<S
     if let Some(base) = env::var_os("TOLLGATE_BASE").filter(|path| !path.is_empty()) {
         let base = PathBuf::from(base);
         let version = version(&base, "--version")?;
-        let kind = Kind::Tollgate(base, String::new());
+        let kind = Kind::Tollgate(base, Tuning::default());
         add(
             Role::Before,
             "tollgate before",
@@ -134,6 +169,22 @@ pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<S
             kind,
         );
     }
+
+    add(
+        Role::OursAhead,
+        "tollgate ahead",
+        &version_of,
+        AHEAD,
+        tuned("", AHEAD),
+    );
+    let both_legs = format!("{WAN} on both legs");
+    add(
+        Role::OursWan,
+        "tollgate wan",
+        &version_of,
+        &both_legs,
+        tuned(WAN, WAN),
+    );
 
     let version_of_nginx = version(&nginx, "-v")?;
     let kind = |line: &str| Kind::Nginx(nginx.clone(), line.to_owned());

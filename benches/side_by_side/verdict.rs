@@ -3,9 +3,15 @@
 use std::fmt::Write;
 
 use crate::{
+    far::{
+        Flows,
+        first_byte::{ARRIVALS, Arrivals},
+        flow::Way,
+    },
+    names::{self, Beside, Names},
     report::{Report, shown},
     summary::{Figure, Spread},
-    variant::Role,
+    variant::{Role, Variant},
     workload::{
         COPIED, FRAGMENTS, OPEN_LOOP, PACKETS, SHORT, UNPRIVILEGED, bulk_name, exchange_name,
     },
@@ -136,6 +142,76 @@ impl Claims<'_> {
         }
     }
 
+    /// How much of a round trip one of ours lacks to have its first byte so many sooner than another; at each rate of arrivals.
+    fn first_byte(&self, (ours, peer): (Role, Role), sooner: f64, bound: f64) -> Vec<Claim> {
+        let variants = self.0.results.variants;
+        let claim = |(number, arrivals): (usize, &Arrivals)| {
+            let asked = self.0.first_byte.as_ref();
+            let later = asked.and_then(|asked| asked.later(variants, (ours, peer), number));
+            Claim {
+                what: format!(
+                    "first byte, {} agents a second, {}, beyond {} less {sooner}",
+                    arrivals.per_second,
+                    named(variants, ours),
+                    named(variants, peer)
+                ),
+                measured: later.map(|Spread { median, min, max }| Spread {
+                    median: median + sooner,
+                    min: min + sooner,
+                    max: max + sooner,
+                }),
+                bound,
+                unit: "round trips",
+            }
+        };
+        ARRIVALS.iter().enumerate().map(claim).collect()
+    }
+
+    /// Time per byte of a long flow of ours, by another's or by the link's own, each way.
+    fn long_flow(&self, to: Option<Role>, tuned: bool, bound: f64) -> Vec<Claim> {
+        let variants = self.0.results.variants;
+        let claim = |way: Way| {
+            let ratio = |flows: &Flows| match to {
+                Some(peer) => flows.by(variants, peer, tuned, way),
+                None => flows.by_link(variants, tuned, way),
+            };
+            let to = to.map_or("the link itself", |peer| named(variants, peer));
+            let settings = if tuned { "our" } else { "Linux's" };
+            Claim {
+                what: format!(
+                    "time per byte of a long flow {} with {settings} system settings, by {to}",
+                    way.name()
+                ),
+                measured: self.0.flows.as_ref().and_then(ratio),
+                bound,
+                unit: TIMES,
+            }
+        };
+        Way::ALL.into_iter().map(claim).collect()
+    }
+
+    /// A session's figure beside names that are refreshed, by that beside nothing. The bound is what the same twice differ by.
+    fn names(&self, figure: names::Figure) -> Vec<Claim> {
+        let names = self.0.names.as_ref();
+        let claim = |name: &String| {
+            let number = |names: &Names| names.workloads.iter().position(|one| one.name == *name);
+            let both = names.and_then(|names| Some((names, number(names)?)));
+            let ratio =
+                both.and_then(|(names, number)| names.ratio(number, Beside::Refreshing, figure));
+            let noise = both.and_then(|(names, number)| names.noise(number, figure));
+            Claim {
+                what: format!(
+                    "{}{name} beside 1,000 names refreshed each second, by beside nothing",
+                    figure.name()
+                ),
+                measured: ratio,
+                bound: noise.unwrap_or(1.0),
+                unit: TIMES,
+            }
+        };
+        names::sessions().iter().map(claim).collect()
+    }
+
     fn rows(&self) -> Vec<Row> {
         use Role::*;
         let bulk: Vec<String> = [1, 16]
@@ -202,6 +278,14 @@ impl Claims<'_> {
             })
         };
         let short = [SHORT.to_owned()];
+        let [mut ahead, mut flows] = [Vec::new(), self.long_flow(None, true, 1.1)];
+        for peer in [Haproxy, Nginx] {
+            ahead.extend(self.first_byte((OursAhead, peer), 1.0, 0.02));
+            ahead.extend(self.first_byte((Ours, peer), 0.0, 0.02));
+            flows.extend(self.long_flow(Some(peer), true, 1.05));
+            flows.extend(self.long_flow(Some(peer), false, 1.05));
+        }
+        let at_start = self.0.names.as_ref().and_then(Names::worker_at_start);
         vec![
             Row {
                 name: "bulk, CPU per GB, 1 and 16 flows",
@@ -301,8 +385,56 @@ impl Claims<'_> {
                 ),
                 stretch: ("-", Vec::new()),
             },
+            Row {
+                name: "time to first byte over 220 ms, each on a fresh connection",
+                wanted: (
+                    "dialled ahead: one round trip less than HAProxy and nginx; else the same, within 0.02",
+                    ahead,
+                ),
+                stretch: ("-", Vec::new()),
+            },
+            Row {
+                name: "one flow over 220 ms, `preset = \"wan\"`",
+                wanted: (
+                    "fills nine tenths of the link with our system settings; ≤ 1.05 x the time of HAProxy and nginx with these and Linux's",
+                    flows,
+                ),
+                stretch: ("-", Vec::new()),
+            },
+            Row {
+                name: "sessions while 1,000 names are refreshed each second, worker's CPU each",
+                wanted: (
+                    "no more than without, within noise",
+                    self.names(names::Figure::Worker),
+                ),
+                stretch: (
+                    "nor do sessions take longer, on one core for worker and names",
+                    [names::Figure::Each, names::Figure::P99]
+                        .into_iter()
+                        .flat_map(|figure| self.names(figure))
+                        .collect(),
+                ),
+            },
+            Row {
+                name: "a start with 10,000 names, worker's CPU",
+                wanted: (
+                    "≤ 2 % of a core while they become known",
+                    vec![Claim {
+                        what: "worker's part of a core while 10,000 names become known".to_owned(),
+                        measured: at_start.and_then(|part| Spread::of([part])),
+                        bound: 0.02,
+                        unit: "",
+                    }],
+                ),
+                stretch: ("-", Vec::new()),
+            },
         ]
     }
+}
+
+fn named(variants: &[Variant], role: Role) -> &str {
+    let variant = variants.iter().find(|variant| variant.role == role);
+    variant.map_or("what is not here", |variant| variant.name.as_str())
 }
 
 /// The table, and what it goes by.
