@@ -26,6 +26,7 @@ pub mod system;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prometheus::Histogram;
 use tokio::sync::{Notify, watch};
@@ -65,7 +66,17 @@ pub struct Upstream {
 struct Known {
     roster: Roster,
     targets: Vec<TargetState>,
+    /// An answer changed something that the workers have not been shown yet.
+    changed: bool,
+    /// When the next change may be shown.
+    again: Instant,
 }
+
+/// Each change is shown at once where there are no more targets than this.
+const FEW_TARGETS: usize = 64;
+
+/// How often changes are shown where there are more: each costs a look at all of them.
+const BETWEEN_CHANGES: Duration = Duration::from_millis(200);
 
 /// What the dialers of all workers did, counted per connection.
 #[derive(Debug, Default)]
@@ -188,6 +199,7 @@ impl Upstream {
         for (index, target) in targets.iter().enumerate() {
             roster.resolved(index, target.looked_up, &target.addresses, now);
         }
+        roster.look(now);
         roster.take_events(); // there was nothing before that could have changed
         let (published, _) = watch::channel(Arc::new(roster.snapshot(now)));
         Self {
@@ -198,7 +210,12 @@ impl Upstream {
             published,
             refresh: Notify::new(),
             attention,
-            known: Mutex::new(Known { roster, targets }),
+            known: Mutex::new(Known {
+                roster,
+                targets,
+                changed: false,
+                again: now,
+            }),
         }
     }
 
@@ -236,17 +253,22 @@ impl Upstream {
         }
     }
 
-    /// Looks at what failures and time change, for ever.
+    /// Looks at what failures and time change, for ever; and takes up answers that came too fast to be taken up one by one.
     pub async fn keep(&self) {
         loop {
-            let next = self.known().roster.next();
+            let (next, changed, again) = {
+                let known = self.known();
+                (known.roster.next(), known.changed, known.again)
+            };
             tokio::select! {
                 () = self.attention.notified() => {}
                 () = until(next) => {}
+                () = sleep_until(again), if changed => {}
             }
-            let mut known = self.known();
-            known.roster.look(Instant::now());
-            self.publish(&mut known, false);
+            let (mut known, now) = (self.known(), Instant::now());
+            if !known.changed || now >= known.again {
+                self.look(&mut known, now);
+            }
         }
     }
 
@@ -260,11 +282,31 @@ impl Upstream {
     /// Records what became of looking a target up.
     fn update(&self, target: usize, update: impl FnOnce(&mut TargetState)) {
         let mut known = self.known();
-        let Known { roster, targets } = &mut *known;
+        let Known {
+            roster,
+            targets,
+            changed,
+            ..
+        } = &mut *known;
         update(&mut targets[target]);
-        let state = &targets[target];
-        let changed = roster.resolved(target, state.looked_up, &state.addresses, Instant::now());
-        self.publish(&mut known, changed);
+        let (state, now) = (&targets[target], Instant::now());
+        *changed |= roster.resolved(target, state.looked_up, &state.addresses, now);
+        if !*changed {
+            return;
+        }
+        match now >= known.again {
+            true => self.look(&mut known, now),
+            false => self.attention.notify_one(),
+        }
+    }
+
+    fn look(&self, known: &mut Known, now: Instant) {
+        known.roster.look(now);
+        let changed = std::mem::take(&mut known.changed);
+        self.publish(known, changed);
+        if changed && known.targets.len() > FEW_TARGETS {
+            known.again = now + BETWEEN_CHANGES;
+        }
     }
 
     /// Shows the workers what changed, and says it.

@@ -35,6 +35,8 @@ pub struct Roster {
     /// The better group that could take over again, and since when.
     better: Option<(u32, Instant)>,
     panicking: bool,
+    /// Targets have other addresses than the members show.
+    dirty: bool,
     attention: Arc<Notify>,
     events: Vec<Event>,
     counts: Counts,
@@ -46,6 +48,8 @@ struct Target {
     looked_up: bool,
     /// When it had addresses for the first time.
     first: Option<Instant>,
+    /// Its addresses came beside others that were already serving.
+    grown: bool,
     addresses: Vec<SocketAddr>,
 }
 
@@ -165,6 +169,7 @@ impl Roster {
         let targets = settings.targets.iter().map(|_| Target {
             looked_up: false,
             first: None,
+            grown: false,
             addresses: Vec::new(),
         });
         let best = settings.targets.iter().map(|target| target.priority).min();
@@ -177,6 +182,7 @@ impl Roster {
             left: BTreeSet::new(),
             better: None,
             panicking: false,
+            dirty: false,
             attention,
             events: Vec::new(),
             counts: Counts::default(),
@@ -185,7 +191,7 @@ impl Roster {
         }
     }
 
-    /// What became of looking a target up: its addresses now. Returns whether anything changed.
+    /// What became of looking a target up: its addresses now. Returns whether anything changed, which [`Roster::look`] then takes up.
     pub fn resolved(
         &mut self,
         target: usize,
@@ -197,9 +203,6 @@ impl Roster {
         let news = looked_up && !known.looked_up;
         known.looked_up |= looked_up;
         if known.addresses == addresses {
-            if news {
-                self.look(now);
-            }
             return news;
         }
         // Whoever comes with the first answers (those of the other family, say) is as new as all the others.
@@ -209,13 +212,13 @@ impl Roster {
             .slow_start
             .is_some_and(|window| now >= first + window);
         known.addresses = addresses.to_vec();
-        self.regroup(now, grown);
-        self.look(now);
+        known.grown = grown;
+        self.dirty = true;
         true
     }
 
     /// Brings the members in line with the targets' addresses. Where two targets have the same address, the first one's word counts.
-    fn regroup(&mut self, now: Instant, grown: bool) {
+    fn regroup(&mut self, now: Instant) {
         let mut before: HashMap<SocketAddr, Member> = HashMap::with_capacity(self.members.len());
         before.extend(
             self.members
@@ -253,7 +256,7 @@ impl Roster {
                         ejections: 0,
                         unhealthy: None,
                         run: (true, 0),
-                        returned: grown.then_some(now),
+                        returned: target.grown.then_some(now),
                     }
                 });
                 member.target = index;
@@ -310,6 +313,9 @@ impl Roster {
 
     /// Looks at everything that time and failures change.
     pub fn look(&mut self, now: Instant) {
+        if std::mem::take(&mut self.dirty) {
+            self.regroup(now);
+        }
         let slow_start = self.settings.slow_start;
         let eject = self.settings.eject;
         // Groups in which an address that was used has not been reset.

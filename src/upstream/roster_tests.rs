@@ -38,6 +38,18 @@ fn ats(last: &[u8]) -> Vec<SocketAddr> {
     last.iter().map(at).collect()
 }
 
+fn resolved(
+    roster: &mut Roster,
+    target: usize,
+    looked_up: bool,
+    addresses: &[SocketAddr],
+    now: Instant,
+) -> bool {
+    let changed = roster.resolved(target, looked_up, addresses, now);
+    roster.look(now);
+    changed
+}
+
 /// The last byte of each address of each tier, sorted.
 fn tiers(roster: &Roster, now: Instant) -> Vec<Vec<u8>> {
     let last = |choice: &Choice| match choice.address.at.ip() {
@@ -71,9 +83,9 @@ fn member(roster: &Roster, last: u8) -> &super::roster::Member {
 #[test]
 fn an_address_that_leaves_gets_no_new_session_whatever_its_health() {
     let (mut roster, now) = roster(settings(&[0]));
-    roster.resolved(0, true, &ats(&[1, 2]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2]), now);
     let left = member(&roster, 1).address.clone();
-    assert!(roster.resolved(0, true, &ats(&[2]), now));
+    assert!(resolved(&mut roster, 0, true, &ats(&[2]), now));
     roster.probed(left.at, Ok(()), now);
     assert_eq!(tiers(&roster, now), [[2]]);
     assert!(!left.is_present());
@@ -83,14 +95,14 @@ fn an_address_that_leaves_gets_no_new_session_whatever_its_health() {
 #[test]
 fn an_address_that_comes_back_while_it_has_sessions_is_the_same() {
     let (mut roster, now) = roster(settings(&[0]));
-    roster.resolved(0, true, &ats(&[1, 2]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2]), now);
     let held = member(&roster, 1).address.clone();
-    roster.resolved(0, true, &ats(&[2]), now);
-    roster.resolved(0, true, &ats(&[1, 2]), now);
+    resolved(&mut roster, 0, true, &ats(&[2]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2]), now);
     assert!(held.is_present() && Arc::ptr_eq(&held, &member(&roster, 1).address));
     assert_eq!(roster.gone().count(), 0);
     let session = Hold::session(held.clone());
-    roster.resolved(0, true, &ats(&[2]), now);
+    resolved(&mut roster, 0, true, &ats(&[2]), now);
     let gone: Vec<_> = roster.gone().map(|gone| gone.why.as_str()).collect();
     assert_eq!(
         gone,
@@ -113,7 +125,7 @@ fn a_state_says_why_it_is_and_is_said_once() {
         port: None,
     });
     let (mut roster, now) = roster(settings);
-    roster.resolved(0, true, &ats(&[1, 2]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2]), now);
     let at = ats(&[1])[0];
     fail(&roster, 1);
     roster.look(now);
@@ -144,15 +156,15 @@ fn a_state_says_why_it_is_and_is_said_once() {
 #[test]
 fn the_same_answer_changes_nothing() {
     let (mut roster, now) = roster(settings(&[0]));
-    assert!(roster.resolved(0, true, &ats(&[1, 2]), now));
-    assert!(!roster.resolved(0, true, &ats(&[1, 2]), now + S));
+    assert!(resolved(&mut roster, 0, true, &ats(&[1, 2]), now));
+    assert!(!resolved(&mut roster, 0, true, &ats(&[1, 2]), now + S));
     assert_eq!(roster.take_events(), []);
 }
 
 #[test]
 fn failures_in_a_row_eject_for_growing_times() {
     let (mut roster, now) = roster(settings(&[0]));
-    roster.resolved(0, true, &ats(&[1, 2, 3]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2, 3]), now);
     let mut at = now;
     for pause in [10, 20, 40, 80, 160, 300, 300] {
         fail(&roster, 1);
@@ -186,7 +198,7 @@ fn failures_in_a_row_eject_for_growing_times() {
 #[test]
 fn who_comes_back_starts_slowly() {
     let (mut roster, now) = roster(settings(&[0]));
-    roster.resolved(0, true, &ats(&[1, 2, 3]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2, 3]), now);
     let slow = |roster: &Roster, at: Instant| {
         let snapshot = roster.snapshot(at);
         let slow = snapshot.tiers()[0]
@@ -204,7 +216,7 @@ fn who_comes_back_starts_slowly() {
     roster.look(now + 10 * S);
     assert_eq!(slow(&roster, now + 10 * S), 1);
     assert_eq!(slow(&roster, now + 20 * S), 0);
-    roster.resolved(0, true, &ats(&[1, 2, 3, 4]), now + 30 * S);
+    resolved(&mut roster, 0, true, &ats(&[1, 2, 3, 4]), now + 30 * S);
     assert_eq!(
         slow(&roster, now + 30 * S),
         1,
@@ -215,8 +227,8 @@ fn who_comes_back_starts_slowly() {
 #[test]
 fn addresses_of_the_first_answers_start_alike() {
     let (mut roster, now) = roster(settings(&[0]));
-    roster.resolved(0, true, &ats(&[1]), now);
-    roster.resolved(0, true, &ats(&[1, 2]), now + S);
+    resolved(&mut roster, 0, true, &ats(&[1]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2]), now + S);
     let snapshot = roster.snapshot(now + S);
     let mut choices = snapshot.tiers().iter().flatten();
     assert!(choices.all(|choice| choice.slow_start.is_none()));
@@ -225,7 +237,7 @@ fn addresses_of_the_first_answers_start_alike() {
 #[test]
 fn the_last_ones_are_never_ejected() {
     let (mut roster, now) = roster(settings(&[0]));
-    roster.resolved(0, true, &ats(&[1, 2, 3, 4]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2, 3, 4]), now);
     for last in [1, 2] {
         fail(&roster, last);
     }
@@ -258,7 +270,7 @@ fn health_checks_rise_and_fall() {
         port: None,
     });
     let (mut roster, now) = roster(settings);
-    roster.resolved(0, true, &ats(&[1, 2]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2]), now);
     let at = ats(&[1])[0];
     let bad = || Err("refused".to_owned());
     for (result, usable) in [
@@ -290,8 +302,8 @@ fn health_checks_rise_and_fall() {
 #[test]
 fn the_next_group_takes_over_and_the_first_comes_back_with_hysteresis() {
     let (mut roster, now) = roster(settings(&[0, 1]));
-    roster.resolved(0, true, &ats(&[1, 2, 3]), now);
-    roster.resolved(1, true, &ats(&[11, 12]), now);
+    resolved(&mut roster, 0, true, &ats(&[1, 2, 3]), now);
+    resolved(&mut roster, 1, true, &ats(&[11, 12]), now);
     assert_eq!(tiers(&roster, now), [vec![1, 2, 3], vec![11, 12]]);
     roster.take_events();
     fail(&roster, 1);
@@ -320,20 +332,20 @@ fn the_next_group_takes_over_and_the_first_comes_back_with_hysteresis() {
 #[test]
 fn a_better_group_that_never_failed_serves_as_soon_as_it_is_there() {
     let (mut roster, now) = roster(settings(&[0, 1]));
-    roster.resolved(1, true, &ats(&[11]), now);
+    resolved(&mut roster, 1, true, &ats(&[11]), now);
     assert_eq!(tiers(&roster, now), [[11]], "rather than nobody");
-    roster.resolved(0, true, &ats(&[1]), now);
+    resolved(&mut roster, 0, true, &ats(&[1]), now);
     assert_eq!(roster.serving(), 0);
 }
 
 #[test]
 fn an_empty_group_hands_over_and_takes_over_again() {
     let (mut roster, now) = roster(settings(&[0, 1]));
-    roster.resolved(0, true, &ats(&[1]), now);
-    roster.resolved(1, true, &ats(&[11]), now);
-    roster.resolved(0, true, &[], now);
+    resolved(&mut roster, 0, true, &ats(&[1]), now);
+    resolved(&mut roster, 1, true, &ats(&[11]), now);
+    resolved(&mut roster, 0, true, &[], now);
     assert_eq!((roster.serving(), roster.share(0)), (1, None));
-    roster.resolved(0, true, &ats(&[2]), now);
+    resolved(&mut roster, 0, true, &ats(&[2]), now);
     assert_eq!(roster.serving(), 1);
     roster.look(now + 30 * S);
     assert_eq!(roster.serving(), 0);
@@ -342,9 +354,9 @@ fn an_empty_group_hands_over_and_takes_over_again() {
 #[test]
 fn where_no_group_has_enough_the_fullest_serves() {
     let (mut roster, now) = roster(settings(&[0, 1, 2]));
-    roster.resolved(0, true, &ats(&[1]), now);
-    roster.resolved(1, true, &ats(&[11, 12, 13]), now);
-    roster.resolved(2, true, &ats(&[21]), now);
+    resolved(&mut roster, 0, true, &ats(&[1]), now);
+    resolved(&mut roster, 1, true, &ats(&[11, 12, 13]), now);
+    resolved(&mut roster, 2, true, &ats(&[21]), now);
     for last in [1, 11, 12, 21] {
         fail(&roster, last);
     }
@@ -368,7 +380,7 @@ fn the_family_asked_for_is_used_first() {
     ] {
         let now = Instant::now();
         let mut roster = Roster::new(0, settings(&[0]), family, Arc::default());
-        roster.resolved(0, true, &both, now);
+        resolved(&mut roster, 0, true, &both, now);
         assert_eq!(tiers(&roster, now), wanted);
     }
 }
@@ -376,10 +388,10 @@ fn the_family_asked_for_is_used_first() {
 #[test]
 fn an_address_of_two_targets_stands_once() {
     let (mut roster, now) = roster(settings(&[0, 1]));
-    roster.resolved(0, true, &ats(&[1]), now);
-    roster.resolved(1, true, &ats(&[1, 2]), now);
+    resolved(&mut roster, 0, true, &ats(&[1]), now);
+    resolved(&mut roster, 1, true, &ats(&[1, 2]), now);
     assert_eq!(tiers(&roster, now), [[1], [2]]);
-    roster.resolved(0, true, &[], now);
+    resolved(&mut roster, 0, true, &[], now);
     assert_eq!(
         member(&roster, 1).priority,
         1,
