@@ -406,7 +406,7 @@ impl Names {
             "### Names\n\n{REFRESHED} names, {IN_AN_UPSTREAM} to an upstream, with {ADDRESSES} IPv4 addresses each that every answer has in another order. *Refreshing*: their TTL is {SHORT_LIVED} s, and the relay asks \
              for each again as soon as that is over, a socket and a port for each question. {} rounds. *Beside nothing*: the same with a TTL of {LONG_LIVED} s, twice in each round; what these two differ by is noise. \
              The worker and all other threads share one core, the name server has its place on the other with client and origin: what it takes them is missing there, so that a session takes longer; what the worker \
-             does for one should be the same. Only one kind of address is asked for, because `queries_per_second` is at most {QUERIES_PER_SECOND} (a VPC's resolver drops what is beyond 1024): two kinds of {REFRESHED} names \
+             does for one should be the same. *Waited*: for the core, which it has not for itself. Only one kind of address is asked for, because `queries_per_second` is at most {QUERIES_PER_SECOND} (a VPC's resolver drops what is beyond 1024): two kinds of {REFRESHED} names \
              take two seconds each time round.\n",
             self.measured
                 .iter()
@@ -416,7 +416,7 @@ impl Names {
         )?;
         writeln!(
             text,
-            "| | beside | worker, µs each | by nothing | a session each, µs | by nothing | p99, µs | answers a second | other threads, of a core |\n|---|---|---|---|---|---|---|---|---|"
+            "| | beside | worker, µs each | by nothing | a session each, µs | by nothing | p99, µs | answers a second | other threads, of a core | worker waited |\n|---|---|---|---|---|---|---|---|---|---|"
         )?;
         for (workload, what) in self.workloads.iter().enumerate() {
             for beside in Beside::ALL {
@@ -435,9 +435,10 @@ impl Names {
                 };
                 let answers = by_time(|one| one.answers as f64);
                 let control = by_time(|one| one.control.ran.as_secs_f64() * 100.0);
+                let waited = by_time(|one| one.worker.waited.as_secs_f64() * 100.0);
                 writeln!(
                     text,
-                    "| {} | {} | {} | {} | {} | {} | {} | {} | {:.1} % |",
+                    "| {} | {} | {} | {} | {} | {} | {} | {} | {:.1} % | {:.0} % |",
                     what.name,
                     beside.name(),
                     figure(Figure::Worker),
@@ -447,6 +448,7 @@ impl Names {
                     figure(Figure::P99),
                     answers.map_or(0.0, |answers| answers.median).round(),
                     control.map_or(f64::NAN, |control| control.median),
+                    waited.map_or(f64::NAN, |waited| waited.median),
                 )?;
             }
         }
