@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::family::{Family, counter, gauge};
-use crate::upstream::roster::{Member, State};
+use crate::upstream::roster::Member;
+use crate::upstream::state::State;
 use crate::upstream::{AheadOutcome, Standing, TargetState, Upstream};
 
 /// Addresses that have series of their own, over all upstreams: what a Prometheus scrapes without pain. `/status` has all of them.

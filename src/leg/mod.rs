@@ -1,6 +1,6 @@
 //! What both legs of a session have in common: the options of their sockets.
 //!
-//! Those that every socket has are here. [`shape`] sets what an operator chose for one leg, [`findings`](findings()) says beforehand what
+//! Those that every socket has are here. [`shape`](shape()) sets what an operator chose for one leg, [`findings`](findings()) says beforehand what
 //! of it this machine does not give.
 
 pub mod findings;

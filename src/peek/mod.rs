@@ -1,6 +1,6 @@
 //! A look at what a client says first, for listeners that route by the name in it: TLS' SNI or HTTP/1's Host.
 //!
-//! [`Peek`] is told the bytes received so far and answers with what they tell or how many more it needs at least; [`sni`] and [`http`] do the
+//! [`Peek`] is told the bytes received so far and answers with what they tell or how many more it needs at least; `sni` and `http` do the
 //! reading for it, without I/O; [`read`] feeds it from a socket. The bytes stay where they are and are passed on untouched: TLS is not ended
 //! here, and no request is changed.
 //!

@@ -154,7 +154,7 @@ impl Address {
 
     /// A connection to it was reset before it had said a word. `asked_by`: the endpoint whose bytes it had got by then, as
     /// [`key_of`](super::balance::key_of) knows it; `None`: nobody's. What one endpoint alone gets for its bytes may be its own fault: see
-    /// [`Address::failures`].
+    /// `failures`.
     pub fn reset_early(&self, asked_by: Option<u64>) {
         let before = asked_by.map(|key| self.reset_for.swap(key, Relaxed));
         if before.is_none() || before != asked_by {

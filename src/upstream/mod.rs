@@ -21,6 +21,7 @@ pub mod roster;
 #[cfg(test)]
 mod roster_tests;
 pub mod snapshot;
+pub mod state;
 pub mod system;
 
 use std::net::SocketAddr;
@@ -34,8 +35,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::config::{self, Family};
-use roster::{Counts, Event, Member, Roster, State};
+use roster::{Counts, Member, Roster};
 use snapshot::Snapshot;
+use state::{Event, State};
 
 /// Upper ends of the connect histogram's buckets, in seconds: a zone, a Region next door, the other side of the world, lost SYNs.
 const CONNECT_BUCKETS: [f64; 12] = [

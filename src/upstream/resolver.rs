@@ -319,7 +319,7 @@ impl LookupError {
         self.none().is_some()
     }
 
-    /// As [`says_none`](Self::says_none); how long that is good, where it was said.
+    /// As `says_none`; how long that is good, where it was said.
     #[must_use]
     pub fn none(&self) -> Option<Option<Duration>> {
         match self {

@@ -6,8 +6,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::address::Hold;
-use super::roster::{Event, Roster, State};
+use super::roster::Roster;
 use super::snapshot::Choice;
+use super::state::{Event, State};
 use crate::config::{self, Check, Config, Family, HealthCheck};
 
 const S: Duration = Duration::from_secs(1);
