@@ -1,5 +1,6 @@
 //! How the upstreams stand, in `/metrics` and `/status`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -115,15 +116,16 @@ impl Families {
     fn upstream(&mut self, upstream: &Upstream, standing: &Standing) {
         let name = ("upstream", &*upstream.name);
         let labels = [name];
+        let mut of_state: HashMap<(usize, State), u64> = HashMap::new();
+        for (member, state) in &standing.members {
+            *of_state.entry((member.target, *state)).or_default() += 1;
+        }
         for (index, target) in standing.targets.iter().enumerate() {
             let target_label = ("target", &*target.target);
             for state in State::ALL {
-                let of_state = standing
-                    .members
-                    .iter()
-                    .filter(|(member, its_state)| member.target == index && *its_state == state);
                 let labels = [name, target_label, ("state", state.name())];
-                self.addresses.add(&labels, of_state.count() as u64);
+                let n = of_state.get(&(index, state)).copied();
+                self.addresses.add(&labels, n.unwrap_or(0));
             }
             let labels = [name, target_label];
             self.stale.add(&labels, u64::from(target.stale));
@@ -223,13 +225,10 @@ pub(super) fn families(upstreams: &[Arc<Upstream>]) -> Vec<MetricFamily> {
 pub(super) fn status(upstream: &Upstream, now: Instant) -> Value {
     let standing = upstream.standing();
     let dialled = &upstream.dialled;
-    let members = |index: usize| {
-        let of_target = standing
-            .members
-            .iter()
-            .filter(move |(member, _)| member.target == index);
-        of_target.map(|(member, state)| address_status(member, state.name(), now))
-    };
+    let mut members: Vec<Vec<Value>> = standing.targets.iter().map(|_| Vec::new()).collect();
+    for (member, state) in &standing.members {
+        members[member.target].push(address_status(member, state.name(), now));
+    }
     json!({
         "name": &*upstream.name,
         "active_priority": standing.serving,
@@ -244,7 +243,7 @@ pub(super) fn status(upstream: &Upstream, now: Instant) -> Value {
         "retries_denied": dialled.denied.load(Relaxed),
         "targets": standing.targets.iter().enumerate().map(|(index, target)| json!({
             "target": target.target,
-            "addresses": members(index).collect::<Vec<_>>(),
+            "addresses": std::mem::take(&mut members[index]),
             "answered_seconds_ago": target.answered.map(|at| now.saturating_duration_since(at).as_secs()),
             "next_look_up_in_seconds": until(target.next, now).map(|time| time.as_secs()),
             "ttl_ends_in_seconds": until(target.ttl_ends, now).map(|time| time.as_secs()),

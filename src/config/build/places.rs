@@ -1,6 +1,7 @@
 //! What can only be seen by looking at several places of the file at once: the same name twice, the same address twice, a
 //! relay that would connect to itself.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -89,12 +90,16 @@ pub(super) fn duplicate_binds(binds: &[Placed<SocketAddr>]) -> impl Iterator<Ite
 
 /// Each target of an upstream once, whatever its priority and weight: the second would only count the first double.
 pub(super) fn duplicate_targets(targets: &[Placed<Target>]) -> impl Iterator<Item = Mistake> + '_ {
-    targets.iter().enumerate().filter_map(|(index, later)| {
-        let same = |earlier: &&Placed<Target>| {
-            earlier.value.port == later.value.port
-                && same_host(&earlier.value.host, &later.value.host)
+    let mut first: HashMap<(String, u16), &Placed<Target>> = HashMap::new();
+    targets.iter().filter_map(move |later| {
+        let host = match &later.value.host {
+            Host::Literal(ip) => ip.to_string(),
+            Host::Name(name) => name.to_ascii_lowercase(),
         };
-        let earlier = targets[..index].iter().find(same)?;
+        let earlier = *first.entry((host, later.value.port)).or_insert(later);
+        if std::ptr::eq(earlier, later) {
+            return None;
+        }
         let problem = format!("{} is a target of this upstream already", later.value);
         Some(clash(
             earlier,
@@ -105,14 +110,6 @@ pub(super) fn duplicate_targets(targets: &[Placed<Target>]) -> impl Iterator<Ite
             "remove one of them; a larger share is given by weight",
         ))
     })
-}
-
-fn same_host(a: &Host, b: &Host) -> bool {
-    match (a, b) {
-        (Host::Literal(a), Host::Literal(b)) => a == b,
-        (Host::Name(a), Host::Name(b)) => a.eq_ignore_ascii_case(b),
-        _ => false,
-    }
 }
 
 /// No target that is one of our own listeners: the first connection would go round until the descriptors run out.
