@@ -487,6 +487,23 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv4_address_behind_nat64_is_judged_as_what_it_is() {
+        for (address, taken) in [
+            ("64:ff9b::a9fe:a9fe", false),
+            ("64:ff9b::7f00:1", false),
+            ("64:ff9b::a00:1", true),
+            ("::7f00:1", false),
+            ("2001:db8::7f00:1", true),
+        ] {
+            assert_eq!(
+                may_be_used(address.parse().unwrap(), &[]),
+                taken,
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
     fn a_mapped_address_is_what_it_stands_for() {
         let mapped = ips(&["::ffff:10.0.0.1", "::ffff:127.0.0.1", "fd00::1"]);
         let (taken, note) = RULES.sift(mapped.clone(), Source::Dns);
