@@ -4,13 +4,12 @@ use hickory_proto::rr::RecordType::A;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 
-use super::world::{self, ENDPOINT, Hosts, ORIGIN, SHIPPED, connected};
+use super::world::{self, ENDPOINT, Hosts, ORIGIN, SHIPPED, connected, exchange};
 use crate::{
     claim,
     harness::{
         agent::Agent,
         dns::{Answer, Dns},
-        netns::Host,
         origin::{Manner, Origin},
         relay::{Baseline, Relay, Start},
         stream::End,
@@ -101,16 +100,6 @@ impl Ahead {
         self.wait_ahead(n);
         world::assert_at_rest(&self.relay, self.baseline);
     }
-}
-
-#[track_caller]
-fn exchange(node: &Host) {
-    node.run(async {
-        let mut agent = connected(ENDPOINT).await.unwrap();
-        agent.exchange(1000).await.unwrap();
-        agent.finish().unwrap();
-        assert_eq!(agent.expect_to_end(0).await.unwrap(), End::Fin);
-    });
 }
 
 fn nothing_ahead() {

@@ -10,17 +10,15 @@ use hickory_proto::{op::ResponseCode, rr::RecordType::A};
 use libtest_mimic::Trial;
 
 use super::world::{
-    self, ENDPOINT, Hosts, ORIGIN, SHIPPED, World, connected, listener, privatelink_header, shipped,
+    self, ENDPOINT, Hosts, ORIGIN, SHIPPED, World, connected, exchange, listener,
+    privatelink_header, refused, shipped,
 };
 use crate::{
     claim,
     harness::{
-        agent::Agent,
         dns::{Answer, Dns},
-        netns::Host,
         origin::{Manner, Origin},
         relay::{Baseline, Relay, Start},
-        stream::End,
     },
 };
 
@@ -52,28 +50,6 @@ pub(crate) fn tests() -> Vec<Trial> {
             resolver_comes_later,
         ),
     ]
-}
-
-/// One connection through the relay, with bytes both ways.
-#[track_caller]
-fn exchange(node: &Host) {
-    node.run(async {
-        let mut agent = connected(ENDPOINT).await.unwrap();
-        agent.exchange(1000).await.unwrap();
-        agent.finish().unwrap();
-        assert_eq!(agent.expect_to_end(0).await.unwrap(), End::Fin);
-    });
-}
-
-/// One connection that is to be reset without a byte.
-#[track_caller]
-fn refused(node: &Host) {
-    let outcome = node.run(async {
-        let mut agent = Agent::connect(listener()).await?;
-        agent.write(&privatelink_header(ENDPOINT)).await?;
-        agent.read_to_end().await
-    });
-    assert_eq!(outcome.unwrap(), (Vec::new(), End::Reset));
 }
 
 fn targets(targets: &str) -> Start {

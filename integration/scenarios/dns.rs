@@ -9,16 +9,13 @@ use hickory_proto::{
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use super::world::{self, ENDPOINT, Hosts, LISTENER, SHIPPED, connected, privatelink_header};
+use super::world::{self, Hosts, SHIPPED, exchange, refused};
 use crate::{
     claim,
     harness::{
-        agent::Agent,
         dns::{Answer, Dns},
-        netns::Host,
         origin::{Manner, Origin},
         relay::{Baseline, Relay, Start},
-        stream::End,
     },
 };
 
@@ -199,28 +196,6 @@ pub(super) fn wait_addresses(relay: &Relay, wanted: &[&str]) {
     relay.wait_until(&format!("{wanted:?} to be in use"), || {
         addresses(relay) == wanted
     });
-}
-
-/// One connection through the relay, with bytes both ways.
-#[track_caller]
-pub(super) fn exchange(node: &Host) {
-    node.run(async {
-        let mut agent = connected(ENDPOINT).await.unwrap();
-        agent.exchange(1000).await.unwrap();
-        agent.finish().unwrap();
-        assert_eq!(agent.expect_to_end(0).await.unwrap(), End::Fin);
-    });
-}
-
-/// One connection that is to be reset without a byte.
-#[track_caller]
-pub(super) fn refused(node: &Host) {
-    let outcome = node.run(async {
-        let mut agent = Agent::connect(LISTENER.parse().unwrap()).await?;
-        agent.write(&privatelink_header(ENDPOINT)).await?;
-        agent.read_to_end().await
-    });
-    assert_eq!(outcome.unwrap(), (Vec::new(), End::Reset));
 }
 
 /// The shipped configuration with the scripted resolver.

@@ -13,8 +13,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use super::{
-    dns::{NAME, Names, TARGETS, by_name, by_names, exchange, refused, targets, wait_addresses},
-    world::SHIPPED,
+    dns::{NAME, Names, TARGETS, by_name, by_names, targets, wait_addresses},
+    world::{SHIPPED, exchange, refused},
 };
 use crate::{
     claim,

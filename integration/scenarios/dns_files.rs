@@ -4,8 +4,8 @@ use hickory_proto::rr::RecordType::A;
 use libtest_mimic::Trial;
 
 use super::{
-    dns::{NAME, Names, by_name, exchange, wait_addresses},
-    world::SHIPPED,
+    dns::{NAME, Names, by_name, wait_addresses},
+    world::{SHIPPED, exchange},
 };
 use crate::{
     claim,

@@ -8,6 +8,7 @@ use crate::harness::{
     nlb::header,
     origin::{Manner, Origin},
     relay::{Baseline, Relay, Start},
+    stream::End,
 };
 
 /// The configuration that is shipped. Tests change what they must: addresses, and the bounds they are about.
@@ -189,4 +190,26 @@ pub(crate) async fn connected(endpoint: &str) -> std::io::Result<Agent> {
     let mut agent = Agent::connect(listener()).await?;
     agent.preface(&[&privatelink_header(endpoint)]).await?;
     Ok(agent)
+}
+
+/// One connection through the relay, with a thousand bytes both ways. The agent stands on `node`.
+#[track_caller]
+pub(crate) fn exchange(node: &Host) {
+    node.run(async {
+        let mut agent = connected(ENDPOINT).await.unwrap();
+        agent.exchange(1000).await.unwrap();
+        agent.finish().unwrap();
+        assert_eq!(agent.expect_to_end(0).await.unwrap(), End::Fin);
+    });
+}
+
+/// One connection that is to be reset without a byte.
+#[track_caller]
+pub(crate) fn refused(node: &Host) {
+    let outcome = node.run(async {
+        let mut agent = Agent::connect(listener()).await?;
+        agent.write(&privatelink_header(ENDPOINT)).await?;
+        agent.read_to_end().await
+    });
+    assert_eq!(outcome.unwrap(), (Vec::new(), End::Reset));
 }

@@ -114,7 +114,7 @@ impl Dialer {
     /// As [`Dialer::connect`].
     pub async fn dial(&self, key: u64) -> Result<Connected, ConnectError> {
         let now = Instant::now();
-        self.budget.session(now);
+        self.budget.session();
         let deadline = now + self.upstream.settings.connect_deadline;
         let snapshot = self.addresses(deadline).await?;
         let mut picks = self.balancer.picks(snapshot, key);
@@ -362,7 +362,7 @@ impl Budget {
     }
 
     /// A session begins.
-    fn session(&self, _now: Instant) {
+    fn session(&self) {
         self.save(self.percent.into());
     }
 
@@ -443,12 +443,12 @@ mod tests {
         let spend = |now| std::iter::from_fn(|| budget.retry(now).then_some(())).count();
         assert_eq!(spend(now), 100, "what is there at the start");
         for _ in 0..40 {
-            budget.session(now);
+            budget.session();
         }
         assert_eq!(spend(now), 20);
         assert_eq!(spend(now + Duration::from_secs(2)), 20, "ten a second");
         for _ in 0..10_000 {
-            budget.session(now);
+            budget.session();
         }
         assert_eq!(spend(now + Duration::from_secs(2)), 1000, "the most");
         assert!(!Budget::new(0, now).retry(now));

@@ -61,8 +61,6 @@ pub struct Counts {
     pub failovers: u64,
     /// An address was left alone for a while.
     pub ejections: u64,
-    /// An address left the answers.
-    pub departures: u64,
 }
 
 /// One address and what is thought of it.
@@ -205,7 +203,6 @@ impl Roster {
             member.address.set_present(false);
             (member.since, member.why) = (now, "left the answers".to_owned());
             self.gone.insert(at, member);
-            self.counts.departures += 1;
         }
     }
 
@@ -421,7 +418,6 @@ impl Roster {
             looked_up: self.targets.iter().all(|target| target.looked_up),
             usable: self.members.iter().any(Member::is_usable),
             serving: self.serving,
-            departures: self.counts.departures,
             tiers: tiers.into_values().collect(),
         }
     }

@@ -14,8 +14,6 @@ pub struct Snapshot {
     pub usable: bool,
     /// Priority of the group that serves.
     pub serving: u32,
-    /// Addresses that have left so far: whether sessions have to be looked at.
-    pub departures: u64,
     /// Those that serve first, then those to be tried after them, in tiers.
     pub(super) tiers: Vec<Vec<Choice>>,
 }
