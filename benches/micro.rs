@@ -95,6 +95,7 @@ fn key(number: usize) -> AccountKey {
     AccountKey {
         listener: "ingest".into(),
         endpoint: format!("vpce-{number:017x}").into(),
+        consumer: "".into(),
         upstream: "control-plane".into(),
     }
 }

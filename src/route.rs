@@ -86,7 +86,7 @@ impl Routes {
 }
 
 /// Whether `text` is `glob`, in which each `*` stands for any characters, none included.
-fn matches_glob(glob: &str, text: &str) -> bool {
+pub(crate) fn matches_glob(glob: &str, text: &str) -> bool {
     let mut parts = glob.split('*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
         return false;

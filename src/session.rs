@@ -437,6 +437,7 @@ impl Entrance {
         let account = self.books.account(AccountKey {
             listener: self.settings.name.clone(),
             endpoint: endpoint.into(),
+            consumer: "".into(),
             upstream: way.upstream.clone(),
         });
         if &**account.endpoint() == endpoint {

@@ -160,7 +160,7 @@ async fn supervise(
         .map(|listener| listener.name.clone())
         .collect::<Vec<_>>();
     let workers = config.workers.get();
-    let books = Arc::new(Books::new(&names, workers, config.max_accounts));
+    let books = Arc::new(Books::new(&names, workers, config.accounts.max));
     let (phase_sender, phase) = watch::channel(Phase::default());
     let needed = config.fail_without.iter();
     let readiness = Readiness {

@@ -6,32 +6,28 @@
 //!
 //! Knows no sockets and no HTTP: [`Books::snapshot`] is what the admin side gets to see.
 
+mod anchor;
 mod counter;
 mod meter;
 mod reason;
+mod totals;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use anchor::Anchor;
 pub use counter::{Cell, ListenerShard, WorkerShard};
 pub use meter::Meter;
 pub use reason::{AcceptError, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath};
+
+pub use totals::{
+    AccountKey, AccountTotals, Counters, HEADER, NOBODY, REFUSED, SlotTotals, refused_name,
+};
 
 use crate::proxy_protocol::header::DIRECT;
 
 /// Where connections of endpoints beyond `accounts.max` are booked.
 pub const OVERFLOW: &str = "overflow";
-
-/// What an account is kept for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AccountKey {
-    /// Name of the listener.
-    pub listener: Arc<str>,
-    /// The consumer's endpoint id, or `direct`.
-    pub endpoint: Arc<str>,
-    /// Name of the upstream.
-    pub upstream: Arc<str>,
-}
 
 /// The books of one (listener, endpoint, upstream): a shard per worker.
 #[derive(Debug)]
@@ -71,31 +67,14 @@ impl Account {
         let opened = sum(&|shard| shard.opened.get());
         AccountTotals {
             key: self.key.clone(),
-            opened,
-            closed,
-            bytes,
+            counters: Counters {
+                opened,
+                closed,
+                bytes,
+                ..Counters::default()
+            },
+            peak: 0,
         }
-    }
-}
-
-/// An account added up over the workers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AccountTotals {
-    /// Whose it is.
-    pub key: AccountKey,
-    /// Connections opened: after header and route, before connect.
-    pub opened: u64,
-    /// Connections closed, by [`CloseReason`].
-    pub closed: [u64; CloseReason::ALL.len()],
-    /// Payload bytes that the destination socket took, by [`Direction`].
-    pub bytes: [u64; Direction::ALL.len()],
-}
-
-impl AccountTotals {
-    /// Connections open now.
-    #[must_use]
-    pub fn active(&self) -> u64 {
-        self.opened.saturating_sub(self.closed.iter().sum())
     }
 }
 
@@ -282,6 +261,7 @@ mod tests {
         AccountKey {
             listener: "l".into(),
             endpoint: endpoint.into(),
+            consumer: "".into(),
             upstream: "u".into(),
         }
     }
@@ -299,7 +279,7 @@ mod tests {
         second.moved(Direction::ToUpstream, 7);
         second.moved(Direction::ToClient, 1);
         first.close(CloseReason::Completed);
-        let totals = &books.snapshot().accounts[0];
+        let totals = &books.snapshot().accounts[0].counters;
         assert_eq!(
             (totals.opened, totals.active(), totals.bytes),
             (2, 1, [12, 1])
@@ -312,7 +292,7 @@ mod tests {
         let books = books(10);
         drop(Meter::open(books.account(key("vpce-1")), 0));
         Meter::open(books.account(key("vpce-1")), 0).close(CloseReason::IdleTimeout);
-        let totals = &books.snapshot().accounts[0];
+        let totals = &books.snapshot().accounts[0].counters;
         assert_eq!((totals.opened, totals.active()), (2, 0));
         assert_eq!(totals.closed[CloseReason::Error as usize], 1);
         assert_eq!(totals.closed[CloseReason::IdleTimeout as usize], 1);
@@ -329,7 +309,7 @@ mod tests {
         let opened: Vec<_> = snapshot
             .accounts
             .iter()
-            .map(|a| (&*a.key.endpoint, a.opened))
+            .map(|a| (&*a.key.endpoint, a.counters.opened))
             .collect();
         assert_eq!(opened, [("a", 2), ("b", 1), (OVERFLOW, 2), (DIRECT, 1)]);
         assert_eq!(snapshot.overflowed, 2);

@@ -60,6 +60,8 @@ counted_by! {
         Vanished = "vanished",
         /// A fault of ours.
         Error = "error",
+        /// The process that relayed it was killed.
+        Crashed = "crashed",
     }
 }
 
@@ -74,6 +76,8 @@ counted_by! {
         ListenerLimit = "listener_limit",
         /// It had no whole header when the drain's deadline came.
         Draining = "draining",
+        /// It could not be recorded, and `audit.on_full` is `block`.
+        Audit = "audit",
     }
 }
 

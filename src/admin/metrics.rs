@@ -13,8 +13,8 @@ use super::View;
 use super::family::{Family, counter, gauge};
 use super::upstreams;
 use crate::account::{
-    AcceptError, AccountTotals, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath,
-    Snapshot,
+    AcceptError, AccountTotals, CloseReason, Counters, Direction, Fallback, PeekOutcome, Refusal,
+    RelayPath, Snapshot,
 };
 use crate::proxy_protocol::header::HeaderError;
 
@@ -64,18 +64,18 @@ fn of_accounts(snapshot: &Snapshot, max_endpoints: usize) -> Vec<MetricFamily> {
             ("upstream", &*key.upstream),
         ];
         let with = |name, value| [&labels[..], &[(name, value)]].concat();
-        opened.add(&labels, account.opened);
-        active.add(&labels, account.active());
+        opened.add(&labels, account.counters.opened);
+        active.add(&labels, account.counters.active());
         for reason in CloseReason::ALL {
             closed.add(
                 &with("reason", reason.name()),
-                account.closed[reason as usize],
+                account.counters.closed[reason as usize],
             );
         }
         for direction in Direction::ALL {
             bytes.add(
                 &with("direction", direction.name()),
-                account.bytes[direction as usize],
+                account.counters.bytes[direction as usize],
             );
         }
     }
@@ -106,18 +106,11 @@ fn within(accounts: &[AccountTotals], max_endpoints: usize) -> Vec<AccountTotals
                 };
                 AccountTotals {
                     key,
-                    opened: 0,
-                    closed: Default::default(),
-                    bytes: Default::default(),
+                    counters: Counters::default(),
+                    peak: 0,
                 }
             });
-        other.opened += account.opened;
-        for (sum, n) in other.closed.iter_mut().zip(account.closed) {
-            *sum += n;
-        }
-        for (sum, n) in other.bytes.iter_mut().zip(account.bytes) {
-            *sum += n;
-        }
+        other.counters = other.counters.plus(&account.counters);
     }
     kept.extend(others.into_values());
     kept

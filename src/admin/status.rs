@@ -29,19 +29,20 @@ pub(super) fn status(view: &View) -> Value {
 }
 
 fn account(account: &AccountTotals) -> Value {
+    let counters = &account.counters;
     let closed = CloseReason::ALL
         .iter()
-        .zip(account.closed)
+        .zip(counters.closed)
         .filter(|(_, n)| *n > 0);
     json!({
         "listener": &*account.key.listener,
         "endpoint": &*account.key.endpoint,
         "upstream": &*account.key.upstream,
-        "opened": account.opened,
-        "active": account.active(),
+        "opened": counters.opened,
+        "active": counters.active(),
         "closed": closed.map(|(reason, n)| (reason.name(), n)).collect::<std::collections::BTreeMap<_, _>>(),
-        "bytes_to_upstream": account.bytes[Direction::ToUpstream as usize],
-        "bytes_to_client": account.bytes[Direction::ToClient as usize],
+        "bytes_to_upstream": counters.bytes[Direction::ToUpstream as usize],
+        "bytes_to_client": counters.bytes[Direction::ToClient as usize],
     })
 }
 

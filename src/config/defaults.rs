@@ -99,3 +99,15 @@ pub const AHEAD_MAX_AGE: Duration = Duration::from_secs(10);
 pub const HEALTH_PATH: &str = "/";
 /// `health.status`: as an NLB judges its own targets.
 pub const HEALTH_STATUS: (u16, u16) = (200, 399);
+/// `[accounts] idle_after`.
+pub const ACCOUNT_IDLE_AFTER: Duration = Duration::from_secs(3600);
+/// `[ledger] interval`: what a power cut costs at most.
+pub const LEDGER_INTERVAL: Duration = Duration::from_secs(10);
+/// `[ledger] keep`: a year, and time to close it.
+pub const LEDGER_KEEP: Duration = Duration::from_secs(400 * 24 * 3600);
+/// `[audit] interval`.
+pub const AUDIT_INTERVAL: Duration = Duration::from_secs(300);
+/// `[audit] rotate_size`.
+pub const AUDIT_ROTATE_SIZE: u64 = 256 * 1024 * 1024;
+/// `[audit] rotate_age`.
+pub const AUDIT_ROTATE_AGE: Duration = Duration::from_secs(24 * 3600);

@@ -5,6 +5,7 @@
 //! mirror from the command line. Nothing behind this module checks a setting again.
 
 mod addresses;
+mod books;
 mod build;
 pub mod defaults;
 mod error;
@@ -22,12 +23,15 @@ mod values;
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use books::{
+    Accounts, Audit, Consumer, Consumers, EndpointEntry, Endpoints, Ledger, Named, OnFull, Sink,
+};
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
 pub use listener::{CrcPolicy, Listener, ProxyProtocol, Route};
@@ -62,8 +66,24 @@ pub struct Config {
     pub relay: Relay,
     /// Where names are resolved.
     pub resolver: Resolver,
-    /// Most accounts kept; connections of further endpoints are booked to `overflow`.
-    pub max_accounts: usize,
+    /// SHA-256 of the text it was built from, in hexadecimal: what the audit trail knows it by.
+    pub digest: Arc<str>,
+    /// Where the ledger is kept; `None`: the books live in memory, for as long as the process.
+    pub state_dir: Option<PathBuf>,
+    /// Where the counters and the admin socket are; `None` where there is no `state_dir` either. Belongs on tmpfs.
+    pub run_dir: Option<PathBuf>,
+    /// The admin socket; `None` when `socket = "off"`, or where there is no place for it.
+    pub admin_socket: Option<PathBuf>,
+    /// How many accounts are kept, and for how long.
+    pub accounts: Accounts,
+    /// How the ledger is kept.
+    pub ledger: Ledger,
+    /// The audit trail.
+    pub audit: Audit,
+    /// What endpoints are called.
+    pub endpoints: Endpoints,
+    /// Who is behind shared endpoints.
+    pub consumers: Consumers,
     /// Most endpoints shown one by one in `/metrics`; the rest are added up under `other`.
     pub max_metric_endpoints: usize,
     /// The addresses connections are accepted on. Never empty; names are unique.

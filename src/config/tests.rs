@@ -93,7 +93,7 @@ fn everything_has_its_default() {
     assert!(config.resolver.search.is_empty());
     assert!(config.resolver.servers.is_empty());
     assert_eq!(
-        (config.max_accounts, config.max_metric_endpoints),
+        (config.accounts.max, config.max_metric_endpoints),
         (50_000, 1000)
     );
     let listener = &config.listeners[0];

@@ -277,6 +277,7 @@ mod tests {
         AccountKey {
             listener: "in".into(),
             endpoint: "vpce-1".into(),
+            consumer: "".into(),
             upstream: "cp".into(),
         }
     }

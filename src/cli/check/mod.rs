@@ -72,7 +72,7 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
     writeln!(
         out,
         "accounts  at most {}, {} endpoints in metrics",
-        config.max_accounts, config.max_metric_endpoints
+        config.accounts.max, config.max_metric_endpoints
     )?;
     writeln!(out, "relay     {}", describe_relay(&config.relay))?;
     writeln!(out, "resolver  {}", describe_resolver(&config.resolver))?;

@@ -19,8 +19,9 @@ use self::places::Placed;
 use super::error::Mistake;
 use super::file::{File, HealthTable, Key, Raw, RelayTable, SessionTable};
 use super::{
-    Bound, CloseWith, Config, Drain, HealthPort, Log, LogFormat, Peers, Relay, RelayMode,
-    SessionKeys, Target, addresses, defaults, identity, values,
+    Accounts, Audit, Bound, CloseWith, Config, Consumers, Drain, Endpoints, HealthPort, Ledger,
+    Log, LogFormat, OnFull, Peers, Relay, RelayMode, SessionKeys, Sink, Target, addresses,
+    defaults, identity, values,
 };
 
 /// Judges the file.
@@ -158,7 +159,29 @@ impl Builder {
             relay,
             relay_id: relay_id.unwrap_or_else(identity::relay_id),
             resolver,
-            max_accounts,
+            digest: "".into(),
+            state_dir: None,
+            run_dir: None,
+            admin_socket: None,
+            accounts: Accounts {
+                max: max_accounts,
+                idle_after: defaults::ACCOUNT_IDLE_AFTER,
+            },
+            ledger: Ledger {
+                interval: defaults::LEDGER_INTERVAL,
+                keep: defaults::LEDGER_KEEP,
+                unready_after: None,
+            },
+            audit: Audit {
+                sink: Sink::Off,
+                interval: Some(defaults::AUDIT_INTERVAL),
+                on_full: OnFull::Drop,
+                key_file: None,
+                rotate_size: defaults::AUDIT_ROTATE_SIZE,
+                rotate_age: Some(defaults::AUDIT_ROTATE_AGE),
+            },
+            endpoints: Endpoints::default(),
+            consumers: Consumers::default(),
             max_metric_endpoints,
             listeners: listeners.into_iter().collect::<Option<_>>()?,
             upstreams: upstreams.into_iter().collect::<Option<_>>()?,
