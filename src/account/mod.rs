@@ -8,6 +8,7 @@
 
 mod anchor;
 mod counter;
+pub mod ledger;
 mod meter;
 mod reason;
 mod totals;
