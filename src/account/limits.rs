@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::totals::NOBODY;
 use crate::config::{Config, Consumers};
+use crate::glob::matches_glob;
 use crate::proxy_protocol::header::DIRECT;
-use crate::route::matches_glob;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
