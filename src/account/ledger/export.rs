@@ -149,7 +149,7 @@ fn write_whole(path: &Path, rows: &[Row]) -> io::Result<()> {
 pub fn write_csv(out: impl Write, rows: &[Row]) -> io::Result<()> {
     let mut csv = csv::WriterBuilder::new().has_headers(true).from_writer(out);
     if rows.is_empty() {
-        csv.write_record(HEADER).map_err(io::Error::from)?;
+        csv.write_record(COLUMNS).map_err(io::Error::from)?;
     }
     for row in rows {
         csv.serialize(row).map_err(io::Error::from)?;
@@ -158,7 +158,7 @@ pub fn write_csv(out: impl Write, rows: &[Row]) -> io::Result<()> {
 }
 
 /// The columns of the CSV.
-pub const HEADER: [&str; 15] = [
+pub const COLUMNS: [&str; 15] = [
     "period",
     "endpoint",
     "consumer",
@@ -187,7 +187,7 @@ mod tests {
         let mut without = Vec::new();
         write_csv(&mut without, &[]).unwrap();
         let header = String::from_utf8(without).unwrap();
-        assert_eq!(header, HEADER.join(",") + "\n");
+        assert_eq!(header, COLUMNS.join(",") + "\n");
         assert!(with_rows.starts_with(header.as_bytes()));
     }
 }

@@ -8,7 +8,7 @@ const MOST_REASONS: u64 = 255;
 /// Numbers in base 128, the low digits first; then each list of reasons behind its length. New reasons are added at the end of their lists, so
 /// that a mark of an older version is read by a newer one.
 #[must_use]
-pub fn encode(counters: &Counters) -> Vec<u8> {
+pub(super) fn encode(counters: &Counters) -> Vec<u8> {
     let mut out = Vec::with_capacity(48);
     let refused = &counters.refused[..Refusal::ALL.len()];
     for number in [
@@ -29,7 +29,7 @@ pub fn encode(counters: &Counters) -> Vec<u8> {
 
 /// What [`encode`] wrote; `None` where it is nothing of ours.
 #[must_use]
-pub fn decode(mut from: &[u8]) -> Option<Counters> {
+pub(super) fn decode(mut from: &[u8]) -> Option<Counters> {
     let mut counters = Counters {
         opened: take(&mut from)?,
         bytes: [take(&mut from)?, take(&mut from)?],

@@ -45,31 +45,36 @@ impl Reading {
     /// [`Trouble`]; [`Kind::CannotOpen`] where there is none.
     pub fn open(state_dir: &Path) -> Result<Self, Trouble> {
         let path = state_dir.join(FILE);
-        let still = state(&path).map_err(|error| Trouble::io(&path, &error))?;
-        let nobody = |suffix| fs::metadata(beside(&path, suffix)).is_err();
-        if nobody("-wal") && nobody("-shm") {
-            let connection = open_checked(&immutable(&path), &path, OpenFlags::SQLITE_OPEN_URI)?;
-            return Ok(Self {
-                path,
-                connection,
-                how: How::Still(still),
-            });
-        }
-        match open_checked(&path, &path, OpenFlags::empty()) {
-            Ok(connection) => Ok(Self {
-                path,
-                connection,
-                how: How::There,
-            }),
-            Err(trouble) if trouble.kind == Kind::Newer || trouble.kind == Kind::Foreign => {
-                Err(trouble)
+        match Self::open_in_place(path.clone()) {
+            Err(trouble) if trouble.kind == Kind::CannotOpen && path.exists() => {
+                // There is no index of the log of changes, and no leave to make one.
+                Self::open_copy(path)
             }
-            Err(_) => Self::open_copy(path), // no index of the log, and no leave to make one
+            done => done,
         }
     }
 
+    /// Opens the ledger by SQLite's own hands only. For the process that has it open for writing: closing any other descriptor of the file would
+    /// give back the locks that it holds there (fcntl(2)).
+    pub(super) fn open_in_place(path: PathBuf) -> Result<Self, Trouble> {
+        let still = state(&path).map_err(|error| Trouble::io(&path, &error))?;
+        let nobody = |suffix| fs::metadata(beside(&path, suffix)).is_err();
+        let (connection, how) = if nobody("-wal") && nobody("-shm") {
+            let address = immutable(&path);
+            let connection = open_checked(&address, &path, OpenFlags::SQLITE_OPEN_URI)?;
+            (connection, How::Still(still))
+        } else {
+            (open_checked(&path, &path, OpenFlags::empty())?, How::There)
+        };
+        Ok(Self {
+            path,
+            connection,
+            how,
+        })
+    }
+
     /// Opens a copy, of the ledger and its log of changes, that nobody else sees.
-    fn open_copy(path: PathBuf) -> Result<Self, Trouble> {
+    pub(super) fn open_copy(path: PathBuf) -> Result<Self, Trouble> {
         let copy = private_dir().map_err(|error| Trouble::io(&std::env::temp_dir(), &error))?;
         let target = copy.join(FILE);
         let how = How::Copy(copy); // taken away from here on, whatever comes
@@ -123,11 +128,7 @@ impl Drop for Reading {
 }
 
 /// Opens the database at `file` for reading and looks whether it is a ledger of a version that this program reads. Troubles are those of `path`.
-pub(super) fn open_checked(
-    file: &Path,
-    path: &Path,
-    more: OpenFlags,
-) -> Result<Connection, Trouble> {
+fn open_checked(file: &Path, path: &Path, more: OpenFlags) -> Result<Connection, Trouble> {
     let failed = |error: rusqlite::Error| Trouble::of(path, &error);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let connection = Connection::open_with_flags(file, flags).map_err(failed)?;
