@@ -7,6 +7,7 @@
 //! Knows no sockets and no HTTP: [`Books::snapshot`] is what the admin side gets to see.
 
 mod anchor;
+pub mod audit;
 mod counter;
 mod meter;
 mod reason;
@@ -18,7 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use anchor::Anchor;
 pub use counter::{Cell, ListenerShard, WorkerShard};
 pub use meter::Meter;
-pub use reason::{AcceptError, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath};
+pub use reason::{
+    AcceptError, CloseReason, Direction, Event, Fallback, PeekOutcome, Refusal, RelayPath,
+};
 
 pub use totals::{
     AccountKey, AccountTotals, Counters, HEADER, NOBODY, REFUSED, SlotTotals, refused_name,

@@ -5,6 +5,7 @@
     reason = "this is the one place for it; each block says why it is sound"
 )]
 
+pub mod clock;
 pub mod pipe;
 pub mod readiness;
 pub mod socket;
