@@ -31,6 +31,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod glob;
 pub mod leg;
 pub mod listener;
 pub mod peek;

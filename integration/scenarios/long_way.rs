@@ -70,5 +70,13 @@ fn bad_link(mode: &str) {
     for way in Way::ALL {
         assert_eq!(peers.booked(way), SESSIONS * STREAM);
     }
+    // Each session was measured at its end at least, and none was faster than the link.
+    let metrics = peers.relay.metrics();
+    let trips = |end| metrics.sum("tollgate_upstream_rtt_seconds_bucket", &[("le", end)]);
+    assert!(trips("+Inf") >= SESSIONS && trips("0.075") == 0);
+    // Nor can more be delivered in a round trip than there was.
+    let rates = "tollgate_upstream_delivery_rate_bytes_per_second_bucket";
+    let rates = |end| metrics.sum(rates, &[("le", end)]);
+    assert!(rates("+Inf") >= SESSIONS && rates("16777216") == rates("+Inf"));
     peers.assert_at_rest();
 }

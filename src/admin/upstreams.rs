@@ -10,7 +10,7 @@ use prometheus::proto::MetricFamily;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::family::{Family, counter, gauge};
+use super::family::{Family, counter, gauge, histogram};
 use crate::upstream::roster::Member;
 use crate::upstream::state::State;
 use crate::upstream::{AheadOutcome, Standing, TargetState, Upstream};
@@ -35,6 +35,8 @@ struct Families {
     opened: Family,
     connect: Family,
     rtt: Family,
+    rtts: Family,
+    rates: Family,
     retransmits: Family,
     ttl: Family,
 }
@@ -101,6 +103,14 @@ impl Families {
             rtt: gauge(
                 "tollgate_upstream_address_rtt_seconds",
                 "Round trip, as the kernel last measured it on a session.",
+            ),
+            rtts: histogram(
+                "tollgate_upstream_rtt_seconds",
+                "Round trip to an address, as the kernel measured it on a session: at its end, and now and then while it lasts.",
+            ),
+            rates: histogram(
+                "tollgate_upstream_delivery_rate_bytes_per_second",
+                "How fast an address took bytes, as the kernel measured it on a session: at its end, and now and then while it lasts.",
             ),
             retransmits: counter(
                 "tollgate_upstream_address_retransmits_total",
@@ -169,6 +179,12 @@ impl Families {
                 family.add_float(&labels, time.as_secs_f64());
             }
         }
+        if let Some(rtts) = address.rtts.read() {
+            self.rtts.add_distribution(&labels, &rtts, 1e6);
+        }
+        if let Some(rates) = address.rates.read() {
+            self.rates.add_distribution(&labels, &rates, 1.0);
+        }
         self.retransmits.add(&labels, address.retransmits());
     }
 
@@ -189,6 +205,8 @@ impl Families {
             self.opened,
             self.connect,
             self.rtt,
+            self.rtts,
+            self.rates,
             self.retransmits,
             self.ttl,
         ]

@@ -13,7 +13,7 @@ use crate::telemetry;
     tollgate run --listen 0.0.0.0:8443 --upstream cp.example.internal:443 --trusted 10.20.0.0/16")]
 pub(super) struct Args {
     /// Configuration file [default: /etc/tollgate/tollgate.toml]
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream", "trusted", "proxy_protocol", "admin"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "upstream", "trusted", "proxy_protocol", "admin", "state_dir"])]
     config: Option<PathBuf>,
     /// Address and port to listen on, for instance 0.0.0.0:8443; `[::]:8443` takes IPv6 and IPv4
     #[arg(long, value_name = "ADDR", requires = "upstream")]
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// Address of the admin port (/metrics, /healthz, /readyz, /status), or off [default: 127.0.0.1:9900]
     #[arg(long, value_name = "ADDR", requires = "listen")]
     admin: Option<String>,
+    /// Where the books are kept, so that they outlive the process [default: $STATE_DIRECTORY, else in memory]
+    #[arg(long, value_name = "DIR", requires = "listen")]
+    state_dir: Option<String>,
 }
 
 impl Args {
@@ -41,6 +44,7 @@ impl Args {
                 trusted: self.trusted.clone(),
                 proxy_protocol: self.proxy_protocol.clone(),
                 admin: self.admin.clone(),
+                state_dir: self.state_dir.clone(),
             }),
             _ => Config::from_file(self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH))),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::route::matches_glob;
+use crate::glob::matches_glob;
 
 /// `[accounts]`.
 #[derive(Debug, Clone, Copy)]

@@ -31,6 +31,8 @@ pub(super) enum Raw {
 pub(super) struct File {
     pub(super) workers: Key,
     pub(super) relay_id: Key,
+    pub(super) state_dir: Key,
+    pub(super) run_dir: Key,
     pub(super) admin: AdminTable,
     pub(super) health: HealthTable,
     pub(super) drain: DrainTable,
@@ -40,6 +42,10 @@ pub(super) struct File {
     pub(super) resolver: ResolverTable,
     pub(super) accounts: AccountsTable,
     pub(super) metrics: MetricsTable,
+    pub(super) ledger: LedgerTable,
+    pub(super) audit: AuditTable,
+    pub(super) endpoint: Entries,
+    pub(super) consumer: Vec<Spanned<ConsumerTable>>,
     pub(super) listener: Vec<Spanned<ListenerTable>>,
     pub(super) upstream: Vec<Spanned<UpstreamTable>>,
 }
@@ -49,6 +55,7 @@ pub(super) struct File {
 #[serde(deny_unknown_fields, default, expecting = "a table: [admin]")]
 pub(super) struct AdminTable {
     pub(super) bind: Key,
+    pub(super) socket: Key,
 }
 
 /// `[health]`.
@@ -155,6 +162,41 @@ pub(super) struct ResolverTable {
 #[serde(deny_unknown_fields, default, expecting = "a table: [accounts]")]
 pub(super) struct AccountsTable {
     pub(super) max: Key,
+    pub(super) idle_after: Key,
+}
+
+/// `[ledger]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [ledger]")]
+pub(super) struct LedgerTable {
+    pub(super) interval: Key,
+    pub(super) keep: Key,
+    pub(super) unready_after: Key,
+}
+
+/// `[audit]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [audit]")]
+pub(super) struct AuditTable {
+    pub(super) sink: Key,
+    pub(super) interval: Key,
+    pub(super) on_full: Key,
+    pub(super) key_file: Key,
+    pub(super) rotate_size: Key,
+    pub(super) rotate_age: Key,
+}
+
+/// Tables below `[endpoint]`, by the id or glob they are about. The table around them has no place of its own where only they have headers.
+#[derive(Debug, Default)]
+pub(super) struct Entries(pub(super) Vec<(Spanned<String>, Spanned<Raw>)>);
+
+/// `[[consumer]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [[consumer]]")]
+pub(super) struct ConsumerTable {
+    pub(super) name: Key,
+    pub(super) endpoints: Key,
+    pub(super) networks: Key,
 }
 
 /// `[metrics]`.
@@ -235,7 +277,7 @@ fn mistake(error: &toml::de::Error) -> Mistake {
             help,
         )
     } else if said.contains("expected a sequence") {
-        let help = "two brackets, as in [[listener]] and [[upstream]]";
+        let help = "two brackets, as in [[listener]], [[upstream]] and [[consumer]]";
         (
             String::new(),
             "this table may stand several times, and begins otherwise".to_owned(),
@@ -304,6 +346,30 @@ pub(super) fn unknown_key_help(key: &str, known: &[&str]) -> String {
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(RawVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table: [endpoint.\"vpce-08d2bf8fac5001001\"]")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Entries(entries))
     }
 }
 

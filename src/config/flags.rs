@@ -21,18 +21,21 @@ pub struct Flags {
     pub proxy_protocol: Option<String>,
     /// `--admin`: address of the admin port, or `off`. Default 127.0.0.1:9900.
     pub admin: Option<String>,
+    /// `--state-dir`: where the ledger is kept. Default `$STATE_DIRECTORY`, else the books live in memory.
+    pub state_dir: Option<String>,
 }
 
 /// The name of both the listener and the upstream in metrics and books.
 const NAME: &str = "default";
 
 /// How a key of the file is written as a flag.
-const FLAGS: [(&str, &str); 5] = [
+const FLAGS: [(&str, &str); 6] = [
     ("listener.bind", "--listen"),
     ("upstream.targets", "--upstream"),
     ("listener.trusted_peers", "--trusted"),
     ("listener.proxy_protocol", "--proxy-protocol"),
     ("admin.bind", "--admin"),
+    ("state_dir", "--state-dir"),
 ];
 
 impl Config {
@@ -45,14 +48,11 @@ impl Config {
         let listen = line.flag("--listen", &flags.listen);
         let upstream = line.flag("--upstream", &flags.upstream);
         let trusted = line.flags("--trusted", &flags.trusted);
-        let proxy_protocol = flags
-            .proxy_protocol
-            .as_ref()
-            .map(|mode| line.flag("--proxy-protocol", mode));
-        let admin = flags
-            .admin
-            .as_ref()
-            .map(|admin| line.flag("--admin", admin));
+        let mut maybe =
+            |name, value: &Option<String>| value.as_ref().map(|value| line.flag(name, value));
+        let proxy_protocol = maybe("--proxy-protocol", &flags.proxy_protocol);
+        let admin = maybe("--admin", &flags.admin);
+        let state_dir = maybe("--state-dir", &flags.state_dir);
         let name = || Some(Spanned::new(0..0, Raw::Text(NAME.to_owned())));
         let listener = ListenerTable {
             name: name(),
@@ -64,7 +64,11 @@ impl Config {
         };
         let targets = Some(Spanned::new(upstream.span(), Raw::List(vec![upstream])));
         let file = File {
-            admin: AdminTable { bind: admin },
+            admin: AdminTable {
+                bind: admin,
+                ..Default::default()
+            },
+            state_dir,
             listener: vec![Spanned::new(0..0, listener)],
             upstream: vec![Spanned::new(
                 0..0,
@@ -76,7 +80,7 @@ impl Config {
             )],
             ..Default::default()
         };
-        build::config(&file).map_err(|mut mistakes| {
+        build::config(&file, &line.0).map_err(|mut mistakes| {
             for mistake in &mut mistakes {
                 if let Some((_, flag)) = FLAGS.iter().find(|(key, _)| *key == mistake.key) {
                     mistake.key = (*flag).to_owned();

@@ -8,6 +8,7 @@ mod addresses;
 mod books;
 mod build;
 pub mod defaults;
+mod directories;
 mod error;
 mod file;
 mod flags;
@@ -32,6 +33,7 @@ use ipnet::IpNet;
 pub use books::{
     Accounts, Audit, Consumer, Consumers, EndpointEntry, Endpoints, Ledger, Named, OnFull, Sink,
 };
+pub use directories::{ADMIN_SOCKET, Directories};
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
 pub use listener::{CrcPolicy, Listener, ProxyProtocol, Route};
@@ -41,7 +43,7 @@ pub use upstream::{
     Ahead, Balance, Check, Eject, Failover, HealthCheck, Host, OnVanish, SendProxy, Target,
     Upstream,
 };
-pub use values::{duration_text, size_text};
+pub use values::{age_text, duration_text, size_text};
 
 /// Everything one process runs with. Built from a file or from the command line of `run`; immutable afterwards.
 #[derive(Debug, Clone)]
@@ -111,7 +113,7 @@ impl Config {
     /// With every mistake found in `text`.
     pub fn from_str(text: &str, origin: &str) -> Result<Self, Error> {
         file::File::parse(text)
-            .and_then(|file| build::config(&file))
+            .and_then(|file| build::config(&file, text))
             .map_err(|mistakes| Error::Mistakes {
                 origin: origin.to_owned(),
                 text: text.to_owned(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 
+mod books;
 mod routes;
 mod upstreams;
 
@@ -259,8 +260,9 @@ error: session.idle_timeout: the number 300 has no unit
 
 #[test]
 fn later_stages_keys_are_unknown() {
-    for text in ["state_dir = \"/var/lib/x\"", "[ledger]", "[audit]"] {
-        let (_, said) = refused(&with_on_top(text));
+    for key in ["deny = true", "max_sessions = 5", "sessions_per_second = 5"] {
+        let text = with_on_top(&format!("[endpoint.vpce-1]\n{key}"));
+        let (_, said) = refused(&text);
         assert!(said.contains("no such key"), "{said}");
     }
 }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 use super::Bound;
 use super::file::Raw;
@@ -119,7 +119,7 @@ fn exact_duration(raw: &Raw) -> Parsed<Duration> {
     }
     let text = raw.text(DURATION_HELP)?;
     let Ok(signed) = text.parse::<SignedDuration>() else {
-        if text.parse::<jiff::Span>().is_ok() {
+        if text.parse::<Span>().is_ok() {
             return wrong(
                 format!("{text:?} counts days or more, whose length varies"),
                 "write hours: \"24h\" is a day, \"168h\" a week",
@@ -140,6 +140,32 @@ fn exact_duration(raw: &Raw) -> Parsed<Duration> {
         );
     }
     Ok(duration)
+}
+
+/// A duration within bounds, in which days and weeks may stand too: they are 24 hours and seven times that, since the books count in UTC.
+pub(super) fn age_within(raw: &Raw, bounds: RangeInclusive<Duration>) -> Parsed<Duration> {
+    let help = format!(
+        "write a duration from {:?} to {:?}",
+        age_text(*bounds.start()),
+        age_text(*bounds.end())
+    );
+    if let Raw::Integer(number) = raw {
+        return wrong(
+            format!("the number {number} has no unit"),
+            format!("write \"{number}d\" if days were meant"),
+        );
+    }
+    let text = raw.text(&help)?;
+    let days = SpanRelativeTo::days_are_24_hours();
+    let age = text.parse::<Span>().and_then(|span| span.to_duration(days));
+    match age.map(Duration::try_from) {
+        Ok(Ok(age)) if bounds.contains(&age) => Ok(age),
+        Ok(_) => wrong(format!("{text:?} is out of bounds"), help),
+        Err(_) => wrong(
+            format!("{text:?} is not a duration of a known length"),
+            format!("{help}; months and years vary, \"400d\" do not"),
+        ),
+    }
 }
 
 /// How long to look for work before sleeping, or `"off"`: beyond a millisecond it would only burn a core.
@@ -255,6 +281,17 @@ pub fn duration_text(duration: Duration) -> String {
         .map_or_else(|_| format!("{duration:?}"), |signed| format!("{signed:#}"))
 }
 
+/// As [`duration_text`], in days where it is some of them.
+#[must_use]
+pub fn age_text(age: Duration) -> String {
+    const DAY: u64 = 24 * 3600;
+    let whole = age.subsec_nanos() == 0 && age.as_secs().is_multiple_of(DAY);
+    match age.as_secs() / DAY {
+        days @ 1.. if whole => format!("{days}d"),
+        _ => duration_text(age),
+    }
+}
+
 /// A number of bytes as it may be written: exact, in the largest unit that fits.
 #[must_use]
 pub fn size_text(bytes: u64) -> String {
@@ -342,6 +379,21 @@ pub(super) mod tests {
         assert_eq!(bound(&text("off")), Ok(Bound::Off));
         assert!(refused(bound(&text("fife minutes"))).contains("or \"off\""));
         assert!(refused(time(&text("0s"))).contains("above zero"));
+    }
+
+    #[test]
+    fn ages_may_be_written_in_days() {
+        let bounds = Duration::from_secs(3600)..=Duration::from_secs(3650 * 86400);
+        let age = |written: &str| age_within(&text(written), bounds.clone());
+        assert_eq!(age("400d"), Ok(Duration::from_secs(400 * 86400)));
+        assert_eq!(age("2 weeks"), Ok(Duration::from_secs(14 * 86400)));
+        assert_eq!(age("1d 12h"), Ok(Duration::from_secs(36 * 3600)));
+        assert!(refused(age("1 year")).contains("\"400d\""));
+        assert!(refused(age("30m")).contains("\"1h\" to \"3650d\""));
+        assert!(refused(age("-1d")).contains("out of bounds"));
+        assert!(refused(age_within(&Raw::Integer(7), bounds.clone())).contains("\"7d\""));
+        assert_eq!(age_text(Duration::from_secs(36 * 3600)), "36h");
+        assert_eq!(age_text(Duration::from_secs(0)), "0s");
     }
 
     #[test]

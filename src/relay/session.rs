@@ -224,7 +224,7 @@ impl Session {
         let more = retransmits.saturating_sub(self.retransmits);
         self.retransmits = retransmits;
         let address = self.place.hold.address();
-        address.measured(info.rtt, more.into());
+        address.measured(info.rtt, info.delivery_rate, more.into());
     }
 
     /// Tells the upstream's address what its end means for it.

@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod pipe;
 pub mod readiness;
+pub mod region;
 pub mod socket;
 pub mod tcp_info;
 pub mod tun;

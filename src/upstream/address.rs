@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::distribution::{Distribution, RATE_BYTES, RTT_MICROS};
+
 /// See the module. It lives as long as a session, a connection dialled ahead, or the upstream's answers hold it.
 #[derive(Debug)]
 pub struct Address {
@@ -35,6 +37,10 @@ pub struct Address {
     /// As last seen; 0: never.
     rtt_micros: AtomicU32,
     retransmits: AtomicU64,
+    /// Round trips, in microseconds.
+    pub rtts: Distribution<{ RTT_MICROS.len() }>,
+    /// Rates at which it took bytes, in bytes a second.
+    pub rates: Distribution<{ RATE_BYTES.len() }>,
     /// Failures in a row at which the control thread has to look; 0: never.
     alarm: u32,
     attention: Arc<Notify>,
@@ -65,6 +71,8 @@ impl Address {
             connect_micros: AtomicU32::new(0),
             rtt_micros: AtomicU32::new(0),
             retransmits: AtomicU64::new(0),
+            rtts: Distribution::new(&RTT_MICROS),
+            rates: Distribution::new(&RATE_BYTES),
             alarm,
             attention,
         }
@@ -201,11 +209,15 @@ impl Address {
         self.resets_of_several.store(0, Relaxed);
     }
 
-    /// What the kernel knows of one of its connections; `more` segments were sent again since it was last asked.
-    pub fn measured(&self, rtt: Option<Duration>, more: u64) {
+    /// What the kernel knows of one of its connections, `rate` in bytes a second; `more` segments were sent again since it was last asked.
+    pub fn measured(&self, rtt: Option<Duration>, rate: Option<u64>, more: u64) {
         if let Some(rtt) = rtt {
             let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
             self.rtt_micros.store(rtt, Relaxed);
+            self.rtts.add(rtt.into());
+        }
+        if let Some(rate) = rate {
+            self.rates.add(rate);
         }
         if more > 0 {
             self.retransmits.fetch_add(more, Relaxed);
@@ -342,6 +354,23 @@ mod tests {
             address.reset_early(Some(key));
         }
         assert_eq!(address.failures(false).0, 4);
+    }
+
+    #[test]
+    fn what_was_measured_is_kept_as_seen_last_and_as_distributed() {
+        let (address, _) = address(0);
+        address.measured(None, None, 0);
+        assert_eq!((address.rtts.read(), address.rates.read()), (None, None));
+        for millis in [70, 71, 220] {
+            address.measured(Some(Duration::from_millis(millis)), Some(1_000_000), 2);
+        }
+        assert_eq!(address.rtt(), Some(Duration::from_millis(220)));
+        assert_eq!(address.retransmits(), 6);
+        let rtts = address.rtts.read().unwrap();
+        assert_eq!((rtts.count, rtts.sum), (3, 361_000));
+        let of = |end| rtts.up_to.iter().find(|bucket| bucket.0 == end).unwrap().1;
+        assert_eq!([of(50_000), of(75_000), of(250_000)], [0, 2, 3]);
+        assert_eq!(address.rates.read().unwrap().sum, 3_000_000);
     }
 
     #[test]

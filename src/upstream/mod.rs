@@ -3,7 +3,8 @@
 //! The control thread keeps each target's addresses fresh ([`named`], by the decisions of [`addresses`] and [`pace`]; names are looked up by
 //! the [`resolver`], in the files of the [`system`] or by a [`question`] whose [`answer`] is read and sifted), decides which of them serve
 //! ([`roster`], from answers, failures and the health checks that [`health`] makes with [`probe`]) and publishes one immutable [`Snapshot`] per upstream.
-//! A worker chooses from it ([`balance`]) and dials ([`connect`]), or takes a connection that it dialled [`ahead`].
+//! A worker chooses from it ([`balance`]) and dials ([`connect`]), or takes a connection that it dialled [`ahead`]; what all of them find out
+//! about an address is kept at that [`address`], as seen last and as a [`distribution`].
 
 pub mod address;
 pub mod addresses;
@@ -11,6 +12,7 @@ pub mod ahead;
 pub mod answer;
 pub mod balance;
 pub mod connect;
+pub mod distribution;
 pub mod health;
 pub mod named;
 pub mod pace;

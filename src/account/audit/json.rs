@@ -68,9 +68,10 @@ impl Style {
         // Fails for no buffer in memory, here as below.
         let _ = write!(line.buffer, "-{:x}-{:x}\"", record.worker, record.number);
         self.relay(&mut line);
-        let (key, facts) = (&record.account.key, &record.facts);
+        let facts = &record.facts;
+        let key = record.own.as_deref().unwrap_or(record.account.key());
         line.text("listener", &key.listener);
-        line.text("endpoint", &record.endpoint);
+        line.text("endpoint", &key.endpoint);
         line.some_text("consumer", &key.consumer);
         line.address("client", facts.client);
         line.address("peer", facts.peer);

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Thread;
 
 use super::record::{Facts, Record, Refused, RefusedRecord, SessionRecord, now};
-use crate::account::{Account, CloseReason, Event};
+use crate::account::{Account, AccountKey, CloseReason, Event};
 use crate::config::OnFull;
 use crate::sys::clock::monotonic_ms;
 
@@ -165,11 +165,11 @@ impl Scribe {
         })
     }
 
-    /// A session was opened on `account`, for `endpoint`. The entry tells the rest of it.
+    /// A session was opened on `account`; `own` says whose it is where that account is `overflow`'s. The entry tells the rest of it.
     pub fn open(
         self: &Rc<Self>,
         account: &Arc<Account>,
-        endpoint: &Arc<str>,
+        own: Option<Arc<AccountKey>>,
         facts: impl FnOnce() -> Facts,
     ) -> Option<Entry> {
         let pen = self.0.as_ref()?;
@@ -179,7 +179,7 @@ impl Scribe {
             scribe: self.clone(),
             number,
             opened: monotonic_ms(),
-            endpoint: endpoint.clone(),
+            own,
             connect_ms: UNKNOWN,
             is_known: false,
         };
@@ -228,29 +228,17 @@ pub struct Entry {
     number: u64,
     /// By the monotonic clock, in milliseconds.
     opened: u64,
-    endpoint: Arc<str>,
+    own: Option<Arc<AccountKey>>,
     connect_ms: u32,
     /// A record of it is in the trail or on its way there, so that its end must be as well.
     is_known: bool,
 }
 
 impl Entry {
-    /// Whose session it is, also where it is booked to `overflow`.
-    #[must_use]
-    pub const fn endpoint(&self) -> &Arc<str> {
-        &self.endpoint
-    }
-
     /// The upstream is connected.
     pub fn connected(&mut self) {
         let took = monotonic_ms().saturating_sub(self.opened);
         self.connect_ms = u32::try_from(took).unwrap_or(UNKNOWN).min(UNKNOWN - 1);
-    }
-
-    /// How long it has been open, in milliseconds.
-    #[must_use]
-    pub fn age(&self) -> u64 {
-        monotonic_ms().saturating_sub(self.opened)
     }
 
     /// It goes on.
@@ -287,7 +275,7 @@ impl Entry {
             worker: pen.worker,
             number: self.number,
             account: account.clone(),
-            endpoint: self.endpoint.clone(),
+            own: self.own.clone(),
             duration_ms: (event != Event::Open).then(|| monotonic_ms().saturating_sub(self.opened)),
             connect_ms: (self.connect_ms != UNKNOWN).then_some(self.connect_ms),
             reason,

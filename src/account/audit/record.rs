@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::account::{Account, CloseReason, Event};
+use crate::account::{Account, AccountKey, CloseReason, Event};
 
 /// What goes through the queue.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ pub(super) struct SessionRecord {
     /// Which of the worker's sessions.
     pub(super) number: u64,
     pub(super) account: Arc<Account>,
-    /// Whose it is, also where the account is that of `overflow`.
-    pub(super) endpoint: Arc<str>,
+    /// Whose it is, where the account is that of `overflow`.
+    pub(super) own: Option<Arc<AccountKey>>,
     pub(super) duration_ms: Option<u64>,
     pub(super) connect_ms: Option<u32>,
     pub(super) reason: Option<CloseReason>,

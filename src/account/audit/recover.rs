@@ -202,12 +202,10 @@ pub(super) fn look_back(files: &[(PathBuf, u64)], window: Option<Micros>) -> Bef
             let Some((time, event)) = head_of(line) else {
                 return ControlFlow::Continue(());
             };
-            if sessions {
-                if let (Ok(time), Some(window)) = (time.parse::<Timestamp>(), window) {
-                    let time = time.as_microsecond();
-                    let oldest = *oldest.get_or_insert(time.saturating_sub(window));
-                    sessions = time >= oldest;
-                }
+            if sessions && let (Ok(time), Some(window)) = (time.parse::<Timestamp>(), window) {
+                let time = time.as_microsecond();
+                let oldest = *oldest.get_or_insert(time.saturating_sub(window));
+                sessions = time >= oldest;
             }
             match event {
                 // Whoever ended in order has closed all sessions, those of the process before included.

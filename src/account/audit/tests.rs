@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::queue::ROOM;
 use super::verify::{Kind, verify};
 use super::*;
-use crate::account::{Account, AccountKey, Books, CloseReason};
+use crate::account::{Account, AccountKey, Books, CloseReason, Limits, Place};
 use crate::config::{Audit, OnFull};
 
 /// The longest that something is waited for which happens at once.
@@ -57,13 +57,18 @@ fn start_with(sink: Box<dyn Sink>, on_full: OnFull, patience: Duration) -> (Trai
 }
 
 fn account() -> Arc<Account> {
-    let books = Books::new(&["ingest".into()], 1, 10);
-    books.account(AccountKey {
+    let limits = Limits::of_most(10);
+    let books = Books::new(Place::Memory, &["ingest".into()], 1, limits).unwrap();
+    books.account(key("vpce-1"))
+}
+
+fn key(endpoint: &str) -> AccountKey {
+    AccountKey {
         listener: "ingest".into(),
-        endpoint: "vpce-1".into(),
+        endpoint: endpoint.into(),
         consumer: "".into(),
         upstream: "control-plane".into(),
-    })
+    }
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -79,7 +84,7 @@ fn facts() -> Facts {
 }
 
 fn open(scribe: &Rc<Scribe>, account: &Arc<Account>) -> Entry {
-    scribe.open(account, account.endpoint(), facts).unwrap()
+    scribe.open(account, None, facts).unwrap()
 }
 
 fn refused() -> Refused {
@@ -203,7 +208,7 @@ fn a_session_of_an_overflowing_endpoint_is_recorded_by_its_own_name() {
     let path = directory.path().join("audit.log");
     let (trail, scribe) = start(&settings(&path));
     let entry = scribe
-        .open(&account(), &"vpce-beyond".into(), facts)
+        .open(&account(), Some(Arc::new(key("vpce-beyond"))), facts)
         .unwrap();
     entry.close(&account(), CloseReason::Completed, facts);
     let _ = trail.end();
@@ -402,7 +407,7 @@ fn without_a_sink_nothing_is_recorded() {
         ..settings(Path::new(""))
     });
     assert!(!scribe.is_on() && scribe.may_open());
-    assert!(scribe.open(&account(), &"vpce-1".into(), facts).is_none());
+    assert!(scribe.open(&account(), None, facts).is_none());
     scribe.refused(refused);
     assert!(trail.status().is_none() && trail.head(BOUND).is_none() && trail.end().is_none());
 }

@@ -1,5 +1,6 @@
 //! `check`: says what a configuration file means, without running it.
 
+mod books;
 mod listener;
 mod probe;
 mod upstream;
@@ -52,7 +53,10 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
         |address: Option<&SocketAddr>| address.map_or("off".to_owned(), ToString::to_string);
     writeln!(out, "workers   {}", config.workers)?;
     writeln!(out, "relay id  {}", config.relay_id)?;
-    writeln!(out, "admin     {}", address(config.admin.as_ref()))?;
+    let socket = config.admin_socket.as_ref();
+    let socket = socket.map_or("no socket".to_owned(), |path| path.display().to_string());
+    let admin = address(config.admin.as_ref());
+    writeln!(out, "admin     {admin}, {socket}")?;
     match &config.health {
         Some(health) => writeln!(
             out,
@@ -69,11 +73,7 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
         duration_text(drain.accept_for),
         duration_text(drain.deadline)
     )?;
-    writeln!(
-        out,
-        "accounts  at most {}, {} endpoints in metrics",
-        config.accounts.max, config.max_metric_endpoints
-    )?;
+    books::describe(&mut out, config)?;
     writeln!(out, "relay     {}", describe_relay(&config.relay))?;
     writeln!(out, "resolver  {}", describe_resolver(&config.resolver))?;
     for listener in &config.listeners {
@@ -242,6 +242,81 @@ targets = ["spare.example:443"]
                 "header    none: the first byte is the client's",
                 "ahead     off",
                 "no listener forwards to it",
+            ],
+        );
+    }
+
+    const REST: &str = r#"
+[[listener]]
+name = "ingest"
+bind = "0.0.0.0:8443"
+trusted_peers = ["10.20.0.0/16"]
+upstream = "cp"
+[[upstream]]
+name = "cp"
+targets = ["cp.example:443"]
+"#;
+
+    #[test]
+    fn the_summary_tells_where_the_books_are() {
+        let text = r#"
+state_dir = "/srv/books"
+"#;
+        tells(
+            &format!("{text}{REST}"),
+            &[
+                "admin     127.0.0.1:9900, /srv/books/run/admin.sock\n",
+                "books     in /srv/books, counters in /srv/books/run\n",
+                "ledger    booked every 10s, kept for 400d\n",
+                "audit     standard output; sessions at open, close and every 5m; dropped and counted where the sink is slow\n",
+                "accounts  at most 50000, in memory for 1h without a session; 1000 endpoints in metrics\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_summary_tells_how_the_books_were_chosen_to_be() {
+        let text = r#"
+state_dir = "/srv/books"
+run_dir = "/run/books"
+[admin]
+bind = "off"
+socket = "off"
+[ledger]
+interval = "1s"
+keep = "30d"
+unready_after = "10m"
+[audit]
+sink = "/var/log/audit.jsonl"
+interval = "off"
+on_full = "block"
+key_file = "/etc/audit.key"
+[accounts]
+max = 7
+idle_after = "2d"
+[endpoint."vpce-1"]
+name = "one"
+[endpoint."vpce-*"]
+account = "all"
+[[consumer]]
+name = "billing"
+networks = ["10.1.0.0/16", "10.2.0.0/24"]
+[[consumer]]
+name = "batch"
+endpoints = ["vpce-1", "vpce-2*"]
+networks = ["10.3.0.0/16"]
+"#;
+        tells(
+            &format!("{text}{REST}"),
+            &[
+                "admin     off, no socket\n",
+                "books     in /srv/books, counters in /run/books\n",
+                "ledger    booked every 1s, kept for 30d; not ready once that has failed for 10m\n",
+                "audit     /var/log/audit.jsonl, a new file after 256MiB or 1d; sessions at open and close; no new session where the sink is slow; chained with the key in /etc/audit.key\n",
+                "accounts  at most 7, in memory for 2d without a session; 1000 endpoints in metrics\n",
+                "endpoints 1 known by their id, 1 by a pattern\n",
+                "consumer  batch: 10.3.0.0/16 through vpce-1, vpce-2*\n",
+                "consumer  billing: 10.2.0.0/24, 10.1.0.0/16 through any endpoint\n",
             ],
         );
     }

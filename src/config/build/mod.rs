@@ -1,5 +1,6 @@
 //! From the file to a [`Config`]: every value judged, every mistake collected, so that one look at the output mends a file.
 
+mod books;
 mod findings;
 mod listener;
 mod places;
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use toml::Spanned;
 
 use self::findings::Findings;
@@ -19,17 +21,19 @@ use self::places::Placed;
 use super::error::Mistake;
 use super::file::{File, HealthTable, Key, Raw, RelayTable, SessionTable};
 use super::{
-    Accounts, Audit, Bound, CloseWith, Config, Consumers, Drain, Endpoints, HealthPort, Ledger,
-    Log, LogFormat, OnFull, Peers, Relay, RelayMode, SessionKeys, Sink, Target, addresses,
-    defaults, identity, values,
+    Bound, CloseWith, Config, Directories, Drain, HealthPort, Log, LogFormat, Peers, Relay,
+    RelayMode, SessionKeys, Target, addresses, defaults, identity, values,
 };
 
-/// Judges the file.
-pub(super) fn config(file: &File) -> Result<Config, Vec<Mistake>> {
+/// Judges the file, which was read from `text`.
+pub(super) fn config(file: &File, text: &str) -> Result<Config, Vec<Mistake>> {
     let mut builder = Builder::default();
     let config = builder.config(file);
     match config {
-        Some(config) if builder.found.mistakes.is_empty() => Ok(config),
+        Some(config) if builder.found.mistakes.is_empty() => Ok(Config {
+            digest: digest(text),
+            ..config
+        }),
         _ => {
             // In the order of the file, for someone who goes through it once.
             builder
@@ -102,9 +106,13 @@ impl Builder {
             .value("relay_id", &file.relay_id, addresses::relay_id);
         let session = self.session("session", &file.session);
         let relay = self.relay(&file.relay);
-        let max_accounts =
-            self.found
-                .count("accounts.max", &file.accounts.max, defaults::MAX_ACCOUNTS);
+        let Directories { state_dir, run_dir } = self.directories(file);
+        let admin_socket = self.admin_socket(&file.admin.socket, run_dir.as_deref());
+        let accounts = self.accounts(&file.accounts);
+        let ledger = self.ledger(&file.ledger);
+        let audit = self.audit(&file.audit);
+        let endpoints = self.endpoints(&file.endpoint);
+        let consumers = self.consumers(&file.consumer);
         let max_metric_endpoints = self.found.count(
             "metrics.max_endpoints",
             &file.metrics.max_endpoints,
@@ -159,29 +167,15 @@ impl Builder {
             relay,
             relay_id: relay_id.unwrap_or_else(identity::relay_id),
             resolver,
-            digest: "".into(),
-            state_dir: None,
-            run_dir: None,
-            admin_socket: None,
-            accounts: Accounts {
-                max: max_accounts,
-                idle_after: defaults::ACCOUNT_IDLE_AFTER,
-            },
-            ledger: Ledger {
-                interval: defaults::LEDGER_INTERVAL,
-                keep: defaults::LEDGER_KEEP,
-                unready_after: None,
-            },
-            audit: Audit {
-                sink: Sink::Off,
-                interval: Some(defaults::AUDIT_INTERVAL),
-                on_full: OnFull::Drop,
-                key_file: None,
-                rotate_size: defaults::AUDIT_ROTATE_SIZE,
-                rotate_age: Some(defaults::AUDIT_ROTATE_AGE),
-            },
-            endpoints: Endpoints::default(),
-            consumers: Consumers::default(),
+            digest: "".into(), // until it is known that there is a configuration
+            state_dir,
+            run_dir,
+            admin_socket,
+            accounts,
+            ledger,
+            audit,
+            endpoints,
+            consumers,
             max_metric_endpoints,
             listeners: listeners.into_iter().collect::<Option<_>>()?,
             upstreams: upstreams.into_iter().collect::<Option<_>>()?,
@@ -331,6 +325,13 @@ const LEVELS: [(&str, tracing::Level); 5] = [
     ("debug", tracing::Level::DEBUG),
     ("trace", tracing::Level::TRACE),
 ];
+
+/// SHA-256, in hexadecimal.
+pub(super) fn digest(text: &str) -> Arc<str> {
+    let hash = Sha256::digest(text);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    hex.into()
+}
 
 fn cores() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)

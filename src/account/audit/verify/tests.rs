@@ -147,12 +147,12 @@ fn removed_records_are_named() {
 fn a_removed_record_shows_also_where_the_rest_was_numbered_anew() {
     let found = after(|lines| {
         lines.remove(8);
-        for number in 8..19 {
+        for (number, line) in lines.iter_mut().enumerate().skip(8) {
             let (from, to) = (
                 format!("\"seq\":{},", number + 2),
                 format!("\"seq\":{},", number + 1),
             );
-            lines[number] = with(&lines[number], &from, &to);
+            *line = with(line, &from, &to);
         }
     });
     assert_eq!(found, (Kind::Changed, 9, Some(9)));
