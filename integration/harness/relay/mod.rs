@@ -28,7 +28,7 @@ mod process;
 pub use metrics::Metrics;
 pub use process::Baseline;
 
-/// How many lines of a relay's log are kept.
+/// How many lines of a relay's log, and as many of its records, are kept.
 const LOG_LINES: usize = 20_000;
 /// How many of them a failed test shows.
 const LOG_TAIL: usize = 60;
@@ -177,6 +177,7 @@ pub struct Relay {
     id: u32,
     admin: SocketAddr,
     log: Arc<Watched<Log>>,
+    records: Arc<Watched<Log>>,
     exit: Arc<Watched<Option<ExitStatus>>>,
     folder: TempDir,
     /// Once is enough.
@@ -223,12 +224,13 @@ impl Relay {
             fs::create_dir(&folder).expect("/run is ours");
             open(&folder).expect("/run is ours");
         }
-        let (id, log, exit) = watch(&mut command);
+        let (id, [records, log], exit) = watch(&mut command);
         let relay = Self {
             host: host.clone(),
             id,
             admin: origin::parse(&start.admin),
             log,
+            records,
             exit,
             folder,
             tail_shown: AtomicBool::new(false),
@@ -281,7 +283,7 @@ impl Relay {
         });
     }
 
-    /// Waits until a line of its output contains `text`, and returns the first such line.
+    /// Waits until a line of its log contains `text`, and returns the first such line.
     #[track_caller]
     pub fn wait_log(&self, text: &str) -> String {
         self.log
@@ -290,12 +292,17 @@ impl Relay {
             })
     }
 
-    /// The lines of its output so far that contain `text`.
+    /// The lines of its log so far that contain `text`.
     pub fn log_lines(&self, text: &str) -> Vec<String> {
         self.log.look(|log| {
             let lines = log.lines.iter().filter(|line| line.contains(text));
             lines.cloned().collect()
         })
+    }
+
+    /// What it wrote to standard output so far, line by line: the records of the audit trail, unless its configuration sends them elsewhere.
+    pub fn records(&self) -> Vec<String> {
+        self.records.look(|log| log.lines.iter().cloned().collect())
     }
 
     /// Asks its admin port; status and body.
@@ -423,16 +430,20 @@ impl Drop for Relay {
     }
 }
 
-type Watching = (u32, Arc<Watched<Log>>, Arc<Watched<Option<ExitStatus>>>);
+type Watching = (
+    u32,
+    [Arc<Watched<Log>>; 2],
+    Arc<Watched<Option<ExitStatus>>>,
+);
 
-/// Starts a command, with one thread for each of its outputs and one for its end.
+/// Starts a command, with one thread for each of its outputs, standard output first, and one for its end.
 #[track_caller]
 fn watch(command: &mut Command) -> Watching {
     let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let id = child.id();
-    let log = Arc::new(Watched::<Log>::default());
+    let lines = [(), ()].map(|()| Arc::new(Watched::<Log>::default()));
     let stdout = child
         .stdout
         .take()
@@ -443,11 +454,9 @@ fn watch(command: &mut Command) -> Watching {
         .map(|out| Box::new(out) as Box<dyn Read + Send>);
     let readers: Vec<_> = [stdout, stderr]
         .into_iter()
-        .flatten()
-        .map(|output| {
-            let log = Arc::clone(&log);
-            thread::spawn(move || collect(output, &log))
-        })
+        .zip(&lines)
+        .filter_map(|(output, lines)| Some((output?, Arc::clone(lines))))
+        .map(|(output, lines)| thread::spawn(move || collect(output, &lines)))
         .collect();
     let exit = Arc::new(Watched::default());
     let exited = Arc::clone(&exit);
@@ -460,7 +469,7 @@ fn watch(command: &mut Command) -> Watching {
         }
         exited.update(|exit| *exit = Some(status));
     });
-    (id, log, exit)
+    (id, lines, exit)
 }
 
 fn collect(output: Box<dyn Read + Send>, log: &Watched<Log>) {
