@@ -1,5 +1,5 @@
 //! The relay among programs that others wrote, as Debian packages them: HAProxy sends the headers, curl and openssl are the clients, nginx is
-//! the control plane, promtool judges the metrics.
+//! the control plane, promtool and Prometheus judge the metrics, the rules and the dashboard.
 //!
 //! `make interop`, or `cargo test --test interop [NAME]` where the programs are there.
 
@@ -11,6 +11,7 @@ use std::{
 use libtest_mimic::{Arguments, Trial};
 
 mod claims;
+mod deploy;
 #[path = "../harness/mod.rs"]
 pub mod harness;
 mod programs;
@@ -25,7 +26,9 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stderr(), "interop tests cannot run: {reason}");
         return ExitCode::FAILURE;
     }
-    libtest_mimic::run(&arguments, claims::tests()).exit_code()
+    let mut tests = claims::tests();
+    tests.extend(deploy::tests());
+    libtest_mimic::run(&arguments, tests).exit_code()
 }
 
 /// A test: a claim that is its name, and a function that panics if it does not hold.

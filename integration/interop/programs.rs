@@ -13,11 +13,12 @@ use std::{
 use crate::harness::{BOUND, netns::Host, sockets::State};
 
 /// What is needed, and Debian's names for it.
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 6] = [
     ("haproxy", "haproxy"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("openssl", "openssl"),
+    ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
 ];
 /// Between two looks at what has no event to wait for.
@@ -53,6 +54,13 @@ fn search_path() -> String {
 /// A program that will run on a host.
 pub(crate) fn command(host: &Host, program: &str) -> Command {
     let mut command = host.command(program);
+    command.env("PATH", search_path());
+    command
+}
+
+/// One that will run on this machine, and needs no host of ours.
+pub(crate) fn local(program: &str) -> Command {
+    let mut command = Command::new(program);
     command.env("PATH", search_path());
     command
 }

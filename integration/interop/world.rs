@@ -58,6 +58,17 @@ impl World {
     /// nginx's port behind the relay: 80 or 443. `line` is what HAProxy's line of the relay says besides its address.
     #[track_caller]
     pub(crate) fn new(name: &str, port: u16, line: &str) -> Self {
+        Self::furnished(name, port, line, |start| start)
+    }
+
+    /// As [`new`](Self::new), with a relay that is started with more.
+    #[track_caller]
+    pub(crate) fn furnished(
+        name: &str,
+        port: u16,
+        line: &str,
+        more: impl FnOnce(Start) -> Start,
+    ) -> Self {
         let lab = Lab::new(name);
         let [client, sender, relay_host, origin] =
             ["client", "haproxy", "relay", "nginx"].map(|name| lab.host(name));
@@ -72,9 +83,8 @@ impl World {
         // Under /run, which is ours alone and goes with our namespaces.
         let folder = TempDir::new_in("/run").expect("/run is ours");
         let nginx = nginx(&origin, folder.path());
-        let relay = Start::with(SHIPPED)
-            .replace(CONTROL_PLANE, &format!("10.30.0.2:{port}"))
-            .on(&relay_host);
+        let start = Start::with(SHIPPED).replace(CONTROL_PLANE, &format!("10.30.0.2:{port}"));
+        let relay = more(start).on(&relay_host);
         wait_settled(&relay);
         let baseline = Baseline::of(&relay);
         let haproxy = haproxy(&sender, folder.path(), line);
