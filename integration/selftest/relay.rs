@@ -131,7 +131,7 @@ fn relay_is_watched_from_start_to_exit() {
 }
 
 /// What a check that must fail says; it says it nowhere else.
-fn failure(check: impl FnOnce() + Send) -> String {
+pub(super) fn failure(check: impl FnOnce() + Send) -> String {
     const NAME: &str = "expected to fail";
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
