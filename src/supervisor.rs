@@ -16,6 +16,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::account::audit::{About, Trail, TrailError};
 use crate::account::{self, Books, BooksError, Limits, Place};
 use crate::admin::health::{self, Readiness};
 use crate::admin::{self, Room, View};
@@ -63,6 +64,9 @@ pub enum SupervisorError {
     /// No room for the counters.
     #[error(transparent)]
     Books(#[from] BooksError),
+    /// No audit trail.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
     /// A worker failed. The process cannot go on with a share of its listeners dead.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -167,6 +171,12 @@ async fn supervise(
     let books = Arc::new(Books::new(Place::Memory, &names, workers, limits)?);
     spawn_local(account::keep(books.clone(), config.accounts.idle_after));
     let consumers = Arc::new(config.consumers.clone());
+    let about = About {
+        relay_id: &config.relay_id,
+        config: &config.digest,
+        workers,
+    };
+    let (trail, scribes) = Trail::start(&config.audit, &about)?;
     let (phase_sender, phase) = watch::channel(Phase::default());
     let needed = config.fail_without.iter();
     let readiness = Readiness {
@@ -177,13 +187,14 @@ async fn supervise(
     let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
-    let doors = doors.into_iter().zip(passed);
-    let mut workers_said = start_workers(doors, |index, (doors, passed)| Worker {
+    let doors = doors.into_iter().zip(passed).zip(scribes);
+    let mut workers_said = start_workers(doors, |index, ((doors, passed), scribe)| Worker {
         index,
         control: Handle::current(),
         config: config.clone(),
         consumers: consumers.clone(),
         books: books.clone(),
+        scribe,
         upstreams: upstreams.clone(),
         doors,
         pipe_budget: pipe_budget.clone(),
@@ -214,7 +225,9 @@ async fn supervise(
     });
     warn!("the books are kept in memory: they start at zero with each process");
     systemd::ready(config.listeners.len());
-    conduct(&config, &phase_sender, &mut signals, &mut workers_said).await
+    let ended = conduct(&config, &phase_sender, &mut signals, &mut workers_said).await;
+    trail.end();
+    ended
 }
 
 /// Waits for signals and moves through the phases until every worker has ended.
