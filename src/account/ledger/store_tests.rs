@@ -298,7 +298,7 @@ fn old_hours_are_taken_away_a_step_at_a_time_and_their_accounts_with_them() {
             &batch(8, &[slot(0, "vpce-1", 3)]),
         )
         .unwrap();
-    let first_kept = Hour::of(at(NOON).checked_sub(keep).unwrap());
+    let first_kept = Hour::of(at("2026-10-22T00:00:00Z")); // by whole days
     assert_eq!(booked.hour, Some(first_kept));
     assert!(!store.prune(at(NOON), keep).unwrap());
     assert_eq!(rows(&store, &[])[0].opened, 3);
@@ -457,6 +457,8 @@ enum Event {
     Clock { hours: i8 },
     /// Hours are exported.
     Export { all: bool },
+    /// An hour that is over is added up in its day.
+    Roll,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -468,8 +470,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::PowerCut),
         1 => Just(Event::SetAside),
         2 => (0u8..4, 0u8..3).prop_map(|(slot, endpoint)| Event::Reuse { slot, endpoint }),
-        2 => (-3i8..5).prop_map(|hours| Event::Clock { hours }),
+        2 => (-9i8..16).prop_map(|hours| Event::Clock { hours }),
         1 => any::<bool>().prop_map(|all| Event::Export { all }),
+        3 => Just(Event::Roll),
     ]
 }
 
@@ -672,6 +675,11 @@ impl World {
             Event::Clock { hours } => {
                 self.now += jiff::SignedDuration::from_hours(hours.into());
             }
+            Event::Roll => {
+                let now = self.now;
+                self.store().roll(now).unwrap();
+                self.check_days();
+            }
             Event::Export { all } => {
                 let now = self.now;
                 let before = summed(self.store());
@@ -684,8 +692,45 @@ impl World {
         }
     }
 
+    /// Days have what their hours have, wherever a report is cut.
+    fn check_days(&mut self) {
+        let now = self.now;
+        let store = self.store();
+        let ask = |since, until, by: &[By]| {
+            let query = Query {
+                since,
+                until,
+                by: by.to_vec(),
+            };
+            let rows = report(&store.connection, &store.path, &query, soon()).unwrap();
+            let sums = rows.iter().map(|row| row.bytes_to_upstream + row.opened);
+            (sums.sum::<u64>(), rows)
+        };
+        let days = jiff::SignedDuration::from_hours(31);
+        for (since, until) in [
+            (None, None),
+            (Some(now - days), None),
+            (None, Some(now)),
+            (Some(now - days), Some(now - days / 10)),
+        ] {
+            let (by_hour, _) = ask(since, until, &[By::Hour, By::Endpoint]);
+            let (by_day, rows) = ask(since, until, &[By::Day, By::Endpoint]);
+            assert_eq!(by_day, by_hour);
+            assert!(rows.is_sorted_by_key(|row| (row.period.clone(), row.endpoint.clone())));
+            assert_eq!(ask(since, until, &[]).0, by_hour);
+        }
+        let sum = |view| {
+            number(
+                store,
+                &format!("SELECT coalesce(sum(connection_ms + bytes_to_client), 0) FROM {view}"),
+            )
+        };
+        assert_eq!(sum("usage_by_day"), sum("usage"));
+    }
+
     fn check(&mut self) {
         assert!(self.book(true));
+        self.check_days();
         let mut booked = summed(self.store());
         add(&mut booked, self.aside.clone());
         let counted: BTreeMap<_, _> = self
