@@ -87,7 +87,7 @@ pub const BY_ENDPOINT_AND_MONTH: &str = "
 SELECT substr(period, 1, 7) AS period, endpoint, '' AS consumer, name, account, '' AS listener, '' AS upstream,
        sum(opened) AS opened, sum(closed) AS closed, sum(refused) AS refused,
        sum(bytes_to_upstream) AS bytes_to_upstream, sum(bytes_to_client) AS bytes_to_client,
-       sum(connection_ms) / 1000.0 AS connection_seconds, tags, relay
+       printf('%.3f', sum(connection_ms) / 1000.0) AS connection_seconds, tags, relay
 FROM usage_by_day AS usage
 GROUP BY substr(usage.period, 1, 7), endpoint, relay
 ORDER BY 1, endpoint, relay";

@@ -537,7 +537,7 @@ proptest! {
                 refused: number(9)?,
                 bytes_to_upstream: number(10)?,
                 bytes_to_client: number(11)?,
-                connection_seconds: row.get(12)?,
+                connection_seconds: row.get::<_, String>(12)?.parse().unwrap(),
                 tags: row.get(13)?,
                 relay: row.get(14)?,
             })
