@@ -359,7 +359,7 @@ fn an_hour_that_was_sealed_when_the_process_died_is_exported_by_the_next() {
     ];
     assert_eq!(names, expected);
     let text = fs::read_to_string(&exported.files[0]).unwrap();
-    let line = "2026-11-21T12:00:00Z,vpce-1,,,,l,u,3,3,0,3,6,4.5,,relay-1";
+    let line = "2026-11-21T12:00:00Z,vpce-1,,,,l,u,3,3,0,3,6,4.500,,relay-1";
     assert_eq!(text, format!("{}\n{line}\n", COLUMNS.join(",")));
     let again = export_at_rest(&settings, None, true).unwrap().unwrap();
     assert_eq!(again, Exported::default());
