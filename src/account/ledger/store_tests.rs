@@ -261,6 +261,33 @@ fn a_clock_that_goes_back_books_to_the_hour_it_says_unless_that_was_exported() {
 }
 
 #[test]
+fn what_is_booked_to_an_hour_that_is_in_its_day_already_goes_to_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = store(&dir);
+    let mut book = |time: &str, opened: u64| {
+        store
+            .book(at(time), &batch(7, &[slot(0, "vpce-1", opened)]))
+            .unwrap();
+        while store.roll(at(time)).unwrap() {}
+    };
+    book("2026-11-20T12:00:00Z", 1);
+    book("2026-11-22T12:00:00Z", 3); // now the 20th is in days
+    book("2026-11-20T12:30:00Z", 7); // the clock went back
+    book("2026-11-20T15:30:00Z", 15); // to an hour that was none
+    book("2026-11-22T12:00:00Z", 31);
+    let by_day = "SELECT opened FROM days WHERE id = 1";
+    assert_eq!(number(&store, by_day), 1 + 4 + 8);
+    let days: Vec<_> = rows(&store, &[By::Day])
+        .into_iter()
+        .map(|row| (row.period, row.opened))
+        .collect();
+    let expected = [("2026-11-20", 13), ("2026-11-22", 18)];
+    assert_eq!(days, expected.map(|(day, n)| (day.to_owned(), n)));
+    let by_view = "SELECT sum(opened) FROM usage_by_day";
+    assert_eq!(number(&store, by_view), 31);
+}
+
+#[test]
 fn old_hours_are_taken_away_a_step_at_a_time_and_their_accounts_with_them() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = store(&dir);
@@ -470,9 +497,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::PowerCut),
         1 => Just(Event::SetAside),
         2 => (0u8..4, 0u8..3).prop_map(|(slot, endpoint)| Event::Reuse { slot, endpoint }),
-        2 => (-9i8..16).prop_map(|hours| Event::Clock { hours }),
+        4 => (-25i8..30).prop_map(|hours| Event::Clock { hours }),
         1 => any::<bool>().prop_map(|all| Event::Export { all }),
-        3 => Just(Event::Roll),
+        4 => Just(Event::Roll),
     ]
 }
 
