@@ -45,6 +45,8 @@ pub mod store;
 pub mod trouble;
 
 #[cfg(test)]
+mod exact_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod store_tests;
