@@ -29,6 +29,7 @@ mod counter;
 mod file;
 mod keeper;
 mod layout;
+pub mod ledger;
 pub mod leftover;
 mod limits;
 mod meter;

@@ -309,7 +309,7 @@ impl Relay {
         })
     }
 
-    /// What it wrote to standard output so far, line by line: the records of the audit trail, unless its configuration sends them elsewhere.
+    /// What it wrote to standard output so far, line by line: the records of the audit trail, or what a command answers.
     pub fn records(&self) -> Vec<String> {
         self.records.look(|log| log.lines.iter().cloned().collect())
     }
