@@ -261,6 +261,33 @@ fn a_clock_that_goes_back_books_to_the_hour_it_says_unless_that_was_exported() {
 }
 
 #[test]
+fn what_is_booked_to_an_hour_that_is_in_its_day_already_goes_to_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = store(&dir);
+    let mut book = |time: &str, opened: u64| {
+        store
+            .book(at(time), &batch(7, &[slot(0, "vpce-1", opened)]))
+            .unwrap();
+        while store.roll(at(time)).unwrap() {}
+    };
+    book("2026-11-20T12:00:00Z", 1);
+    book("2026-11-22T12:00:00Z", 3); // now the 20th is in days
+    book("2026-11-20T12:30:00Z", 7); // the clock went back
+    book("2026-11-20T15:30:00Z", 15); // to an hour that was none
+    book("2026-11-22T12:00:00Z", 31);
+    let by_day = "SELECT opened FROM days WHERE id = 1";
+    assert_eq!(number(&store, by_day), 1 + 4 + 8);
+    let days: Vec<_> = rows(&store, &[By::Day])
+        .into_iter()
+        .map(|row| (row.period, row.opened))
+        .collect();
+    let expected = [("2026-11-20", 13), ("2026-11-22", 18)];
+    assert_eq!(days, expected.map(|(day, n)| (day.to_owned(), n)));
+    let by_view = "SELECT sum(opened) FROM usage_by_day";
+    assert_eq!(number(&store, by_view), 31);
+}
+
+#[test]
 fn old_hours_are_taken_away_a_step_at_a_time_and_their_accounts_with_them() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = store(&dir);
@@ -298,7 +325,7 @@ fn old_hours_are_taken_away_a_step_at_a_time_and_their_accounts_with_them() {
             &batch(8, &[slot(0, "vpce-1", 3)]),
         )
         .unwrap();
-    let first_kept = Hour::of(at(NOON).checked_sub(keep).unwrap());
+    let first_kept = Hour::of(at("2026-10-22T00:00:00Z")); // by whole days
     assert_eq!(booked.hour, Some(first_kept));
     assert!(!store.prune(at(NOON), keep).unwrap());
     assert_eq!(rows(&store, &[])[0].opened, 3);
@@ -457,6 +484,8 @@ enum Event {
     Clock { hours: i8 },
     /// Hours are exported.
     Export { all: bool },
+    /// An hour that is over is added up in its day.
+    Roll,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -468,8 +497,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::PowerCut),
         1 => Just(Event::SetAside),
         2 => (0u8..4, 0u8..3).prop_map(|(slot, endpoint)| Event::Reuse { slot, endpoint }),
-        2 => (-3i8..5).prop_map(|hours| Event::Clock { hours }),
+        4 => (-25i8..30).prop_map(|hours| Event::Clock { hours }),
         1 => any::<bool>().prop_map(|all| Event::Export { all }),
+        4 => Just(Event::Roll),
     ]
 }
 
@@ -672,6 +702,11 @@ impl World {
             Event::Clock { hours } => {
                 self.now += jiff::SignedDuration::from_hours(hours.into());
             }
+            Event::Roll => {
+                let now = self.now;
+                self.store().roll(now).unwrap();
+                self.check_days();
+            }
             Event::Export { all } => {
                 let now = self.now;
                 let before = summed(self.store());
@@ -684,8 +719,45 @@ impl World {
         }
     }
 
+    /// Days have what their hours have, wherever a report is cut.
+    fn check_days(&mut self) {
+        let now = self.now;
+        let store = self.store();
+        let ask = |since, until, by: &[By]| {
+            let query = Query {
+                since,
+                until,
+                by: by.to_vec(),
+            };
+            let rows = report(&store.connection, &store.path, &query, soon()).unwrap();
+            let sums = rows.iter().map(|row| row.bytes_to_upstream + row.opened);
+            (sums.sum::<u64>(), rows)
+        };
+        let days = jiff::SignedDuration::from_hours(31);
+        for (since, until) in [
+            (None, None),
+            (Some(now - days), None),
+            (None, Some(now)),
+            (Some(now - days), Some(now - days / 10)),
+        ] {
+            let (by_hour, _) = ask(since, until, &[By::Hour, By::Endpoint]);
+            let (by_day, rows) = ask(since, until, &[By::Day, By::Endpoint]);
+            assert_eq!(by_day, by_hour);
+            assert!(rows.is_sorted_by_key(|row| (row.period.clone(), row.endpoint.clone())));
+            assert_eq!(ask(since, until, &[]).0, by_hour);
+        }
+        let sum = |view| {
+            number(
+                store,
+                &format!("SELECT coalesce(sum(connection_ms + bytes_to_client), 0) FROM {view}"),
+            )
+        };
+        assert_eq!(sum("usage_by_day"), sum("usage"));
+    }
+
     fn check(&mut self) {
         assert!(self.book(true));
+        self.check_days();
         let mut booked = summed(self.store());
         add(&mut booked, self.aside.clone());
         let counted: BTreeMap<_, _> = self
