@@ -230,7 +230,10 @@ fn tell(
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::account::audit::{About, Trail};
 
     fn anchored(file: &str) -> Anchor {
         Anchor {
@@ -251,6 +254,80 @@ mod tests {
         assert!(of("/var/log/audit.log", "audit.log"));
         assert!(!of("/var/log/audit.log", "other.log"));
         assert!(!of("", "audit.log"), "standard output");
+    }
+
+    /// What is said of a trail whose content is changed, and how the command ends; its end is anchored.
+    fn told(change: impl FnOnce(String) -> String) -> (ExitCode, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        let settings = crate::config::Audit {
+            sink: Sink::File(path.clone()),
+            interval: None,
+            on_full: crate::config::OnFull::Drop,
+            key_file: None,
+            rotate_size: u64::MAX,
+            rotate_age: None,
+        };
+        let about = About {
+            relay_id: "relay-1",
+            config: "abc",
+            workers: 0,
+        };
+        let mut head = None;
+        for _ in 0..2 {
+            head = Trail::start(&settings, &about).unwrap().0.end();
+        }
+        let head = head.expect("it was written");
+        std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+        let [file, state_dir] = [&path, directory.path()].map(|path| path.to_str().unwrap());
+        let known = format!("{}:{}", head.sequence, head.hash);
+        let line = [
+            "tollgate",
+            "audit",
+            "verify",
+            file,
+            "--state-dir",
+            state_dir,
+            "--anchor",
+            &known,
+        ];
+        let super::super::Command::Audit(Args {
+            command: Command::Verify(verify),
+        }) = crate::cli::Cli::try_parse_from(line).unwrap().command
+        else {
+            panic!("another command");
+        };
+        let mut out = Vec::new();
+        let code = verify.run(&mut out).unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_whole_trail_ends_with_0_and_what_was_done_to_another_with_1_and_its_place() {
+        let (code, said) = told(|text| text);
+        assert_eq!(code, ExitCode::Ok, "{said}");
+        assert!(
+            said.starts_with("records 1 to 4 in 1 file are as they were written; head 4:"),
+            "{said}"
+        );
+        assert!(said.contains("anchored up to record 4"), "{said}");
+        let (code, said) = told(|text| text.replacen("\"ended\"", "\"close\"", 1));
+        assert_eq!(code, ExitCode::Findings, "{said}");
+        assert!(
+            said.contains("audit.log, line 2: record 2 was changed"),
+            "{said}"
+        );
+        let (code, said) = told(|text| {
+            text.lines()
+                .take(3)
+                .map(|line| format!("{line}\n"))
+                .collect()
+        });
+        assert_eq!(code, ExitCode::Findings, "{said}");
+        assert!(
+            said.contains("line 4: the trail ends with record 3, and record 4 was anchored"),
+            "{said}"
+        );
     }
 
     #[test]
