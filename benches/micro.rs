@@ -27,6 +27,7 @@ use tollgate::{
     },
     config::{Balance, Config, CrcPolicy, Endpoints, Family},
     proxy_protocol::decode::{Rules, decode},
+    sys::clock::monotonic_ms,
     upstream::{
         Upstream,
         balance::{Balancer, key_of},
@@ -152,6 +153,50 @@ fn open_and_close(bencher: Bencher<'_, '_>, accounts: usize) {
 fn book_bytes(bencher: Bencher<'_, '_>) {
     let (meter, _) = books(1).open(key(0), 0);
     bencher.bench_local(|| meter.moved(black_box(Direction::ToUpstream), black_box(1024)));
+}
+
+/// Books in which every account has counted something since it was looked at last.
+fn busy_books(accounts: usize) -> Arc<Books> {
+    let books = books(accounts);
+    for number in 0..accounts {
+        let (meter, _) = books.open(key(number), number % 2);
+        meter.moved(Direction::ToClient, 1024);
+        meter.close(CloseReason::Completed);
+    }
+    books
+}
+
+/// All accounts as the admin port sees them: what a scrape begins with.
+#[divan::bench(args = [1000, 50_000])]
+fn snapshot(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    bencher.bench_local(|| books.snapshot());
+}
+
+/// All accounts as the ledger sees them: what a booking begins with.
+#[divan::bench(args = [1000, 50_000])]
+fn slots(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    bencher.bench_local(|| books.slots(monotonic_ms()));
+}
+
+/// All of them booked: what a booking ends with.
+#[divan::bench(args = [1000, 50_000])]
+fn set_booked(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    let slots = books.slots(monotonic_ms());
+    bencher.bench_local(|| {
+        for slot in black_box(&slots) {
+            books.set_booked(slot.slot, slot.generation, &slot.totals.counters);
+        }
+    });
+}
+
+/// A look for accounts that nobody needs any more, where there is none: what the control thread does every few seconds.
+#[divan::bench(args = [1000, 50_000])]
+fn look_for_idle(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    bencher.bench_local(|| books.let_go(Duration::MAX, monotonic_ms()));
 }
 
 /// What the kernel knows of a connection: asked once per session, and now and then for each address of an upstream.
