@@ -220,7 +220,7 @@ fn count(slots: &mut [SlotTotals]) {
     }
 }
 
-fn slots(accounts: u32) -> Vec<SlotTotals> {
+fn fresh_slots(accounts: u32) -> Vec<SlotTotals> {
     let slot = |slot: u32| SlotTotals {
         slot,
         generation: 1,
@@ -255,7 +255,7 @@ fn book(store: &mut Store, now: Timestamp, slots: &mut [SlotTotals]) {
 #[divan::bench(args = [1, 1000, 50_000], sample_count = 10, sample_size = 1)]
 fn ledger_booking(bencher: Bencher<'_, '_>, accounts: u32) {
     let (_dir, mut store) = ledger();
-    let mut slots = slots(accounts);
+    let mut slots = fresh_slots(accounts);
     let now = Timestamp::now();
     book(&mut store, now, &mut slots);
     bencher.bench_local(|| book(&mut store, now, &mut slots));
@@ -266,7 +266,7 @@ fn ledger_booking(bencher: Bencher<'_, '_>, accounts: u32) {
 #[divan::bench(args = ["year by endpoint and month", "month by hour"], sample_count = 5, sample_size = 1)]
 fn ledger_report(bencher: Bencher<'_, '_>, what: &str) {
     let (dir, mut store) = ledger();
-    let mut slots = slots(1000);
+    let mut slots = fresh_slots(1000);
     let first = Timestamp::from_second(1_800_000_000).expect("a time");
     let hours = if what.starts_with("year") { 8760 } else { 720 };
     for hour in 0..hours {
