@@ -11,7 +11,7 @@ use std::{
 
 use divan::{Bencher, black_box};
 use tollgate::{
-    account::{Account, AccountKey, Books, CloseReason, Direction, Meter},
+    account::{Account, AccountKey, Books, CloseReason, Direction, Limits, Meter, Place},
     config::{Balance, Config, CrcPolicy, Family},
     proxy_protocol::decode::{Rules, decode},
     upstream::{
@@ -101,7 +101,9 @@ fn key(number: usize) -> AccountKey {
 }
 
 fn books(accounts: usize) -> Arc<Books> {
-    let books = Arc::new(Books::new(&["ingest".into()], 2, accounts));
+    let limits = Limits::of_most(accounts);
+    let books = Books::new(Place::Memory, &["ingest".into()], 2, limits);
+    let books = Arc::new(books.expect("there is memory"));
     for number in 0..accounts {
         let _ = books.account(key(number));
     }
@@ -127,7 +129,7 @@ fn open_and_close(bencher: Bencher<'_, '_>, accounts: usize) {
     let endpoint = key(accounts / 2).endpoint.to_string();
     bencher.bench_local(|| {
         let account = known.get(black_box(endpoint.as_str())).cloned();
-        let meter = Meter::open(account.expect("it is known"), 0);
+        let meter = Meter::open(account.expect("it is known"), 0).expect("it is not retired");
         meter.close(CloseReason::Completed);
     });
 }
@@ -135,7 +137,7 @@ fn open_and_close(bencher: Bencher<'_, '_>, accounts: usize) {
 /// Bytes booked: what every transfer does.
 #[divan::bench]
 fn book_bytes(bencher: Bencher<'_, '_>) {
-    let meter = Meter::open(books(1).account(key(0)), 0);
+    let (meter, _) = books(1).open(key(0), 0);
     bencher.bench_local(|| meter.moved(black_box(Direction::ToUpstream), black_box(1024)));
 }
 

@@ -23,7 +23,7 @@ use crate::leg;
 use crate::proxy_protocol::header::HeaderError;
 use crate::proxy_protocol::read::Pending;
 use crate::reactor::Watched;
-use crate::session::{self, Entrance};
+use crate::session::{self, Entrance, Whose};
 use crate::spread::Passed;
 
 /// Connections the kernel holds for us at most; cut to `net.core.somaxconn` (listen(2)).
@@ -231,7 +231,7 @@ fn admit(
     sessions: &TaskTracker,
 ) {
     let Some(ticket) = entrance.waiting.enter() else {
-        return entrance.refuse(client, peer, Refusal::Pending);
+        return entrance.refuse(client, peer, Whose::NOBODY, Refusal::Pending);
     };
     let Ok(client) = Watched::new(&entrance.reactor, client) else {
         return; // no memory is left for it: it is reset

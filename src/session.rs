@@ -4,7 +4,6 @@
 //! before the relay ends it here, with one reason; [`crate::relay::engine`] does so afterwards.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -19,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::account::{
-    Account, AccountKey, Books, CloseReason, ListenerShard, Meter, PeekOutcome, Refusal,
+    Account, AccountKey, Books, Cache, CloseReason, HEADER, ListenerShard, Meter, NOBODY,
+    PeekOutcome, Refusal,
 };
 use crate::admin::health::{self, Readiness};
-use crate::config::{self, ProxyProtocol, SendProxy, SessionLimits};
+use crate::config::{self, Consumers, ProxyProtocol, SendProxy, SessionLimits};
 use crate::leg;
 use crate::peek::read::peek;
 use crate::peek::{Name, Seen};
@@ -54,6 +54,10 @@ pub struct Entrance {
     pub tells: SendProxy,
     /// What this relay is called.
     pub relay_id: Arc<str>,
+    /// Who may be behind shared endpoints.
+    pub consumers: Arc<Consumers>,
+    /// Accounts of those who were turned away before an upstream was chosen.
+    pub turned_away: RefCell<Cache>,
     /// The ways its connections may take, by the upstream's index in the configuration; `None` where none of its routes leads.
     pub ways: Vec<Option<Rc<Way>>>,
     /// The books of the process.
@@ -91,8 +95,28 @@ pub struct Way {
     pub dialer: Rc<Dialer>,
     /// The bounds of its sessions.
     pub limits: Rc<SessionLimits>,
-    /// Accounts this worker has seen, so that the books are not locked for each connection. Bounded as they are.
-    pub accounts: RefCell<HashMap<String, Arc<Account>>>,
+    /// Accounts this worker has met.
+    pub accounts: RefCell<Cache>,
+}
+
+/// Whom a connection is booked to, as far as that is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Whose<'a> {
+    /// Its endpoint, or [`NOBODY`].
+    pub endpoint: &'a str,
+    /// Its consumer, by its place in the configuration.
+    pub consumer: Option<usize>,
+    /// Where it goes.
+    pub way: Option<&'a Way>,
+}
+
+impl Whose<'static> {
+    /// Nothing is known.
+    pub const NOBODY: Self = Self {
+        endpoint: NOBODY,
+        consumer: None,
+        way: None,
+    };
 }
 
 /// A client whose header is read: what the session starts from.
@@ -132,15 +156,17 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
             return entrance.shard().empty.add(1);
         }
         Err(End::Header(error)) => return entrance.refuse_header(client, peer, error),
-        Err(End::Refused(refusal)) => return entrance.refuse(client, peer, refusal),
+        Err(End::Refused(refusal)) => {
+            return entrance.refuse(client, peer, Whose::NOBODY, refusal);
+        }
         Err(End::Unrouted) => return,
     };
     drop(ticket);
+    let whose = entrance.whose(&arrival, Some(&way));
     let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
-        return entrance.refuse(client, peer, Refusal::ListenerLimit);
+        return entrance.refuse(client, peer, whose, Refusal::ListenerLimit);
     };
-    let account = entrance.account(&way, arrival.endpoint.as_deref().unwrap_or(DIRECT));
-    let meter = Meter::open(account, entrance.worker);
+    let meter = entrance.open(whose);
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
         () = entrance.over.cancelled() => Err(CloseReason::Drained),
@@ -317,7 +343,8 @@ async fn connect(
     }
     let header = entrance.introduction(way, arrival, client);
     let header = header.map_err(|error| {
-        entrance.refuse_header(client, peer, error);
+        // It was opened, so it is closed and not refused.
+        entrance.count_header_error(peer, error);
         CloseReason::ConnectFailed
     })?;
     let mut introduced = introduce(way, &connected, &header).await;
@@ -370,6 +397,11 @@ impl Entrance {
 
     /// Resets a connection whose header is refused: dropping it does.
     pub fn refuse_header(&self, _client: impl AsFd, peer: SocketAddr, error: HeaderError) {
+        self.book_refused(Whose::NOBODY, HEADER);
+        self.count_header_error(peer, error);
+    }
+
+    fn count_header_error(&self, peer: SocketAddr, error: HeaderError) {
         self.shard().header_errors[error as usize].add(1);
         if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let listener = &*self.settings.name;
@@ -378,8 +410,9 @@ impl Entrance {
     }
 
     /// Resets a connection that is turned away: dropping it does.
-    pub fn refuse(&self, _client: impl AsFd, peer: SocketAddr, refusal: Refusal) {
+    pub fn refuse(&self, _client: impl AsFd, peer: SocketAddr, whose: Whose<'_>, refusal: Refusal) {
         self.shard().refused[refusal as usize].add(1);
+        self.book_refused(whose, refusal as usize);
         if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let listener = &*self.settings.name;
             warn!(listener, %peer, reason = refusal.name(), suppressed, "connection turned away");
@@ -389,6 +422,7 @@ impl Entrance {
     /// Counts and says that no route takes a connection. Dropping it resets it.
     fn unrouted(&self, peer: SocketAddr, arrival: &Arrival, seen: Option<&Seen>) {
         self.shard().refused[Refusal::NoRoute as usize].add(1);
+        self.book_refused(self.whose(arrival, None), Refusal::NoRoute as usize);
         if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let (listener, reason) = (&*self.settings.name, Refusal::NoRoute.name());
             let endpoint = arrival.endpoint.as_deref().unwrap_or(DIRECT);
@@ -430,21 +464,77 @@ impl Entrance {
         })
     }
 
-    fn account(&self, way: &Way, endpoint: &str) -> Arc<Account> {
-        if let Some(account) = way.accounts.borrow().get(endpoint) {
-            return account.clone();
+    /// Whom a connection is booked to whose header is read.
+    fn whose<'a>(&self, arrival: &'a Arrival, way: Option<&'a Way>) -> Whose<'a> {
+        let endpoint = arrival.endpoint.as_deref().unwrap_or(DIRECT);
+        let consumer = self.consumers.find(endpoint, arrival.client.ip());
+        Whose {
+            endpoint,
+            consumer,
+            way,
         }
-        let account = self.books.account(AccountKey {
+    }
+
+    /// Books a connection opened.
+    fn open(&self, whose: Whose<'_>) -> Meter {
+        let kept = self.kept(whose);
+        if let Some(Ok(meter)) = kept.map(|account| Meter::open(account, self.worker)) {
+            return meter;
+        }
+        let (meter, account) = self.books.open(self.key(whose), self.worker);
+        self.keep(whose, account);
+        meter
+    }
+
+    /// Books a connection refused.
+    fn book_refused(&self, whose: Whose<'_>, index: usize) {
+        let kept = self.kept(whose);
+        if let Some(Ok(())) = kept.map(|account| account.refuse(self.worker, index)) {
+            return;
+        }
+        let account = self.books.refuse(self.key(whose), self.worker, index);
+        self.keep(whose, account);
+    }
+
+    fn accounts<'a>(&'a self, whose: Whose<'a>) -> &'a RefCell<Cache> {
+        whose.way.map_or(&self.turned_away, |way| &way.accounts)
+    }
+
+    fn kept(&self, whose: Whose<'_>) -> Option<Arc<Account>> {
+        let accounts = self.accounts(whose).borrow();
+        accounts.get(whose.endpoint, whose.consumer).cloned()
+    }
+
+    /// Keeps an account for the next connection. Not that of `overflow`: tomorrow there may be room for one of its own.
+    fn keep(&self, whose: Whose<'_>, account: Arc<Account>) {
+        if **account.endpoint() == *whose.endpoint {
+            let mut accounts = self.accounts(whose).borrow_mut();
+            accounts.keep(whose.endpoint, whose.consumer, account);
+        }
+    }
+
+    fn key(&self, whose: Whose<'_>) -> AccountKey {
+        let consumer = whose
+            .consumer
+            .and_then(|place| self.consumers.entries.get(place));
+        AccountKey {
             listener: self.settings.name.clone(),
-            endpoint: endpoint.into(),
-            consumer: "".into(),
-            upstream: way.upstream.clone(),
-        });
-        if &**account.endpoint() == endpoint {
-            way.accounts
-                .borrow_mut()
-                .insert(endpoint.to_owned(), account.clone());
+            endpoint: whose.endpoint.into(),
+            consumer: consumer
+                .map(|consumer| consumer.name.clone())
+                .unwrap_or_default(),
+            upstream: whose
+                .way
+                .map(|way| way.upstream.clone())
+                .unwrap_or_default(),
         }
-        account
+    }
+
+    /// Forgets accounts that left memory.
+    pub fn sweep(&self) {
+        self.turned_away.borrow_mut().sweep();
+        for way in self.ways.iter().flatten() {
+            way.accounts.borrow_mut().sweep();
+        }
     }
 }

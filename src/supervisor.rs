@@ -16,7 +16,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use crate::account::Books;
+use crate::account::{self, Books, BooksError, Limits, Place};
 use crate::admin::health::{self, Readiness};
 use crate::admin::{self, Room, View};
 use crate::config::{Config, Host, Peers};
@@ -60,6 +60,9 @@ pub enum SupervisorError {
     /// No way to resolve names.
     #[error(transparent)]
     Resolver(#[from] ResolverError),
+    /// No room for the counters.
+    #[error(transparent)]
+    Books(#[from] BooksError),
     /// A worker failed. The process cannot go on with a share of its listeners dead.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -160,7 +163,10 @@ async fn supervise(
         .map(|listener| listener.name.clone())
         .collect::<Vec<_>>();
     let workers = config.workers.get();
-    let books = Arc::new(Books::new(&names, workers, config.accounts.max));
+    let limits = Limits::of(&config);
+    let books = Arc::new(Books::new(Place::Memory, &names, workers, limits)?);
+    spawn_local(account::keep(books.clone(), config.accounts.idle_after));
+    let consumers = Arc::new(config.consumers.clone());
     let (phase_sender, phase) = watch::channel(Phase::default());
     let needed = config.fail_without.iter();
     let readiness = Readiness {
@@ -176,6 +182,7 @@ async fn supervise(
         index,
         control: Handle::current(),
         config: config.clone(),
+        consumers: consumers.clone(),
         books: books.clone(),
         upstreams: upstreams.clone(),
         doors,

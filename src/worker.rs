@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::account::{Books, CloseReason};
+use crate::account::{Books, Cache, CloseReason};
 use crate::admin::health::Readiness;
-use crate::config::{self, Config, SendProxy};
+use crate::config::{self, Config, Consumers, SendProxy};
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
 use crate::reactor::{BATCH, Reactor, Watched};
@@ -48,6 +48,8 @@ pub struct Worker {
     pub control: Handle,
     /// The configuration.
     pub config: Arc<Config>,
+    /// Who may be behind shared endpoints.
+    pub consumers: Arc<Consumers>,
     /// The books of the process.
     pub books: Arc<Books>,
     /// The upstreams, in the order of the configuration.
@@ -151,6 +153,8 @@ impl Worker {
                 ));
             }
         }
+        let sweeping = sweep(entrances.clone(), reactor);
+        accepting.spawn_local(stop.clone().run_until_cancelled_owned(sweeping));
         accepting.spawn_local(receive_loop(
             self.passed,
             entrances,
@@ -202,8 +206,12 @@ impl Worker {
             upstream: upstream.name.clone(),
             dialer: dialer.clone(),
             limits: Rc::new(limits),
-            accounts: RefCell::default(),
+            accounts: self.cache(),
         })
+    }
+
+    fn cache(&self) -> RefCell<Cache> {
+        RefCell::new(Cache::new(self.books.most_accounts()))
     }
 
     fn entrance(
@@ -235,6 +243,8 @@ impl Worker {
             routes: Routes::new(&settings),
             tells: tells.unwrap_or(SendProxy::Off),
             relay_id: self.config.relay_id.clone(),
+            consumers: self.consumers.clone(),
+            turned_away: self.cache(),
             ways,
             books: self.books.clone(),
             engine: engine.clone(),
@@ -281,6 +291,14 @@ async fn review(
         let _ = reactor
             .timeout_at(Instant::now() + REVIEW, changes.changed())
             .await;
+    }
+}
+
+/// Forgets, for ever, accounts that left memory.
+async fn sweep(entrances: Vec<Rc<Entrance>>, reactor: Rc<Reactor>) {
+    loop {
+        reactor.sleep_until(Instant::now() + REVIEW).await;
+        entrances.iter().for_each(|entrance| entrance.sweep());
     }
 }
 

@@ -2,10 +2,16 @@
 
 use std::sync::Arc;
 
-use super::Account;
+use super::accounts::Account;
 use super::reason::{CloseReason, Direction};
+use super::totals::AccountKey;
 
-/// Opened when made, closed once: with a reason, or with `error` when it is dropped without one.
+/// The account has left memory: whoever kept it asks [`Books`](super::Books) again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the account was retired")]
+pub struct Retired;
+
+/// Opened when made, closed once: with a reason, or with `error` when it is dropped without one. As long as there is one, its account stays.
 #[derive(Debug)]
 pub struct Meter {
     account: Arc<Account>,
@@ -14,26 +20,36 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Books one connection opened, on the shard of `worker`.
-    #[must_use]
-    pub fn open(account: Arc<Account>, worker: usize) -> Self {
-        account.shards[worker].opened.add(1);
+    /// Books one connection opened, on the part of `worker`.
+    ///
+    /// # Errors
+    /// [`Retired`], and nothing is booked.
+    pub fn open(account: Arc<Account>, worker: usize) -> Result<Self, Retired> {
+        account.open(worker)?;
         let worker = u32::try_from(worker).expect("workers are bounded by the configuration");
-        Self {
+        Ok(Self {
             account,
             worker,
             closed: false,
-        }
+        })
     }
 
     /// Books `n` bytes that the destination socket took.
+    #[inline]
     pub fn moved(&self, direction: Direction, n: usize) {
-        self.account.shards[self.worker as usize].bytes[direction as usize].add(n as u64);
+        self.account
+            .moved(self.worker as usize, direction, n as u64);
     }
 
     /// Books the end.
     pub fn close(mut self, reason: CloseReason) {
         self.book(reason);
+    }
+
+    /// What the session is booked to.
+    #[must_use]
+    pub fn key(&self) -> &AccountKey {
+        self.account.key()
     }
 
     /// The endpoint the session is booked to.
@@ -44,7 +60,7 @@ impl Meter {
 
     fn book(&mut self, reason: CloseReason) {
         self.closed = true;
-        self.account.shards[self.worker as usize].closed[reason as usize].add(1);
+        self.account.close(self.worker as usize, reason);
     }
 }
 

@@ -20,6 +20,12 @@ pub struct AccountKey {
 /// The endpoint of those who were turned away before anybody knew whose they are. No id can be this: it has characters that none may have.
 pub const NOBODY: &str = "(none)";
 
+/// Where connections of endpoints beyond `accounts.max` are booked. No endpoint id is this (`proxy_protocol`).
+pub const OVERFLOW: &str = "overflow";
+
+/// What accounts that are not shown one by one are added up under. No endpoint id is this either.
+pub const OTHER: &str = "other";
+
 /// Reasons for which one may be turned away, as the books count them: those of [`Refusal`], and all that is wrong with a header together.
 pub const REFUSED: usize = Refusal::ALL.len() + 1;
 

@@ -257,7 +257,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::account::{AccountKey, Books};
+    use crate::account::{AccountKey, Books, Limits, Place};
     use crate::config::RelayMode;
     use crate::reactor::Reactor;
     use crate::relay::pipes::Budget;
@@ -287,8 +287,8 @@ mod tests {
         let reactor = Rc::new(Reactor::new(None).unwrap());
         let (source, mut sender) = pair(&reactor);
         let (sink, receiver) = pair(&reactor);
-        let books = Books::new(&[], 1, 1);
-        let meter = Meter::open(books.account(account_key()), 0);
+        let books = Books::new(Place::Memory, &[], 1, Limits::of_most(1)).unwrap();
+        let (meter, _) = books.open(account_key(), 0);
         // Room for one usual pipe: with it lent, pipes are scarce.
         let mut pipes = Pipes::new(Arc::new(Budget::of(Some(MIB * 3 / 8), 1)));
         let (mut half, mut pipe) = (Half::new(RelayMode::Splice, Vec::new()), None);

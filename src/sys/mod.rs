@@ -5,8 +5,10 @@
     reason = "this is the one place for it; each block says why it is sound"
 )]
 
+pub mod clock;
 pub mod pipe;
 pub mod readiness;
+pub mod region;
 pub mod socket;
 pub mod tcp_info;
 pub mod tun;
