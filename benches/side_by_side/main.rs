@@ -6,7 +6,7 @@
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
 //! Beside these rounds: memory of idle sessions (`idle`) and a receiver that reads no more (`stalled`), once each; agents and one flow over 220 ms
-//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`: [`books`]) has a report of its own, too.
+//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`), and whom they delay (`books`), has a report of its own, too.
 //!
 //! The environment can change: `BENCH_ROUNDS` (5; parts beside these have their own number), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
 //! comma, or of the parts just named), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
@@ -54,13 +54,16 @@ use summary::Results;
 const BOUND: Duration = Duration::from_secs(660);
 
 /// What is measured beside workloads, as `BENCH_ONLY` calls it.
-const PARTS: [&str; 6] = [IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING];
+const PARTS: [&str; 7] = [
+    IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING, BOOKS,
+];
 const IDLE: &str = "idle";
 const STALLED: &str = "stalled";
 const FIRST_BYTE: &str = "first-byte";
 const LONG_FLOW: &str = "long-flow";
 const NAMES: &str = "names";
 const ACCOUNTING: &str = "accounting";
+const BOOKS: &str = "books";
 
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts it too, without this word.
@@ -165,12 +168,20 @@ fn run() -> Result<(), String> {
         }
         None => None,
     };
+    let beside = match part(BOOKS) {
+        true => {
+            let rounds = rounds_of(books::beside::ROUNDS)?;
+            Some(books::beside::beside(&world, &cores, &with, first, rounds)?)
+        }
+        false => None,
+    };
     let books = books::Report {
         congestion: congestion.clone(),
         cores,
         accounting,
+        beside,
     };
-    if books.accounting.is_some() {
+    if books.accounting.is_some() || books.beside.is_some() {
         record_books(&books)?;
     }
     let results = Results {
@@ -194,7 +205,9 @@ fn run() -> Result<(), String> {
         flows,
         names,
     };
-    let others = PARTS.into_iter().filter(|name| *name != ACCOUNTING);
+    let others = PARTS
+        .into_iter()
+        .filter(|name| ![ACCOUNTING, BOOKS].contains(name));
     if done == 0 && !others.into_iter().any(part) {
         return Ok(());
     }

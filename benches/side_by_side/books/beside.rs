@@ -137,11 +137,13 @@ pub(crate) fn beside(
     let began = Instant::now();
     let failed = |error: io::Error| format!("requests beside the books: {error}");
     let state = super::folder("beside").map_err(failed)?;
-    let start = |number, state: &Path, more: &str| Place::start(world, cores, binary, number, state, more);
+    let start =
+        |number, state: &Path, more: &str| Place::start(world, cores, binary, number, state, more);
     // It makes the ledger; what a year has brought is written into that.
     drop(start(first, &state, "")?);
     let (made, until) = (Instant::now(), hour_ago());
-    let rows = a_year(&state.join("ledger.db"), until).map_err(|error| format!("a ledger of a year: {error}"))?;
+    let rows = a_year(&state.join("ledger.db"), until)
+        .map_err(|error| format!("a ledger of a year: {error}"))?;
     let made_in = made.elapsed();
     let ledger = state.join("ledger.db").metadata().map_err(failed)?.len();
     let shipped = start(first, &state, "")?;
@@ -167,7 +169,9 @@ pub(crate) fn beside(
                 _ => &shipped,
             };
             let measured = place.measure(all.rounds, beside, rate, until);
-            all.measured.push(measured.map_err(|error| format!("requests beside {}: {error}", beside.name()))?);
+            all.measured.push(
+                measured.map_err(|error| format!("requests beside {}: {error}", beside.name()))?,
+            );
         }
         all.rounds += 1;
     }
@@ -268,14 +272,15 @@ impl<'a> Place<'a> {
         };
         let (worker, whole) = used()?;
         let over = AtomicBool::new(false);
-        let (outcome, answers) = thread::scope(|scope| {
+        let (outcome, after, answers) = thread::scope(|scope| {
             let busy = scope.spawn(|| self.ask(beside, until, &over));
             let outcome = exchange(&ends, size, pace, LENGTH);
+            // Before the last answer, which may take longer than the requests.
+            let after = used();
             over.store(true, Ordering::Release);
-            (outcome, busy.join().expect("it does not panic"))
+            (outcome, after, busy.join().expect("it does not panic"))
         });
-        let (outcome, answers) = (outcome?, answers?);
-        let (worker_after, whole_after) = used()?;
+        let (outcome, (worker_after, whole_after), answers) = (outcome?, after?, answers?);
         let worker = worker_after.since(worker);
         drop(ends);
         thread::sleep(SETTLE); // closing is not in the next one's figures
@@ -361,9 +366,7 @@ impl Measured {
         match figure {
             Figure::P50 => micros(0),
             Figure::P99 => micros(1),
-            Figure::Worker => {
-                Some(self.worker.ran.as_secs_f64() * 1e6 / self.outcome.units as f64)
-            }
+            Figure::Worker => Some(self.worker.ran.as_secs_f64() * 1e6 / self.outcome.units as f64),
             Figure::Others => Some(self.others.as_secs_f64() / seconds),
             Figure::Waited => Some(self.worker.waited.as_secs_f64() / seconds),
         }

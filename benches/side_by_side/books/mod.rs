@@ -18,6 +18,7 @@ use crate::{
 };
 
 pub(crate) mod accounting;
+pub(crate) mod beside;
 mod report;
 
 pub(crate) use report::Report;
