@@ -54,15 +54,17 @@ bench: tools ## the relay beside nginx, HAProxy and kernel NAT, in under 15 minu
 build: ## the binary, optimised: target/release/tollgate
 	$(CARGO) build --locked --release --bin tollgate
 
-install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, sysctl and example configuration
+install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, user, sysctl and example configuration
 	@test -x target/release/tollgate || { echo "make: nothing to install yet: make build" >&2; exit 1; }
 	install -Dm755 target/release/tollgate $(DESTDIR)$(PREFIX)/bin/tollgate
 	install -Dm644 systemd/tollgate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
 	install -Dm644 systemd/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf
+	install -Dm644 systemd/tollgate.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
+	test -n "$(DESTDIR)" || systemd-sysusers $(PREFIX)/lib/sysusers.d/tollgate.conf
 	test -e $(DESTDIR)/etc/tollgate/tollgate.toml || install -Dm644 systemd/tollgate.toml $(DESTDIR)/etc/tollgate/tollgate.toml
 
 uninstall: ## takes away what install put there, but the configuration
-	rm -f $(DESTDIR)$(PREFIX)/bin/tollgate $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf
+	rm -f $(DESTDIR)$(PREFIX)/bin/tollgate $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
 
 clean: ## what was built
 	$(CARGO) clean

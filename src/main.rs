@@ -23,6 +23,7 @@ fn print(error: &Error) -> io::Result<()> {
         Error::Usage(error) => error.print(),
         Error::Config(error) => writeln!(io::stderr(), "{}", error.render(telemetry::colour())),
         Error::Input(error) => writeln!(io::stderr(), "error: {error}"),
+        Error::Books { what, .. } => writeln!(io::stderr(), "error: {what}"),
         Error::Supervisor(error) => writeln!(io::stderr(), "error: {error}"),
         // Whoever read it has gone, as head(1) does when it has seen enough.
         Error::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,14 +1,17 @@
 //! The control thread: binds, starts the workers, resolves names, answers the admin port, hears signals and ends it all.
 
+mod books;
+mod ports;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -16,13 +19,12 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use crate::account::{self, Books, BooksError, Limits, Place};
-use crate::admin::health::{self, Readiness};
-use crate::admin::{self, Room, View};
-use crate::config::{Config, Host, Peers};
+use crate::admin::health::Readiness;
+use crate::admin::{Booking, Room, Top, View};
+use crate::config::{Config, Host};
 use crate::drain::{Phase, Signal};
 use crate::leg::{self, Refused};
-use crate::listener::{bind, bind_alone, claim};
+use crate::listener::{bind, claim};
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
@@ -32,6 +34,10 @@ use crate::upstream::named::Named;
 use crate::upstream::resolver::{self, ResolverError};
 use crate::upstream::{Upstream, health as upstream_health, probe};
 use crate::worker::{Door, Worker, WorkerError};
+
+pub use self::books::KeepError;
+use self::books::Keeping;
+use self::ports::Ports;
 
 /// Why the relay does not run, or ran no longer.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +49,14 @@ pub enum SupervisorError {
         address: SocketAddr,
         /// What for.
         what: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The admin socket cannot be had.
+    #[error("admin socket {path}: {error}", path = path.display())]
+    AdminSocket {
+        /// Where it was to be.
+        path: PathBuf,
         /// Why not.
         error: io::Error,
     },
@@ -62,7 +76,7 @@ pub enum SupervisorError {
     Resolver(#[from] ResolverError),
     /// No room for the counters.
     #[error(transparent)]
-    Books(#[from] BooksError),
+    Books(#[from] KeepError),
     /// A worker failed. The process cannot go on with a share of its listeners dead.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -153,25 +167,44 @@ async fn supervise(
     dropped_lines: DroppedLines,
 ) -> Result<(), SupervisorError> {
     let mut signals = Signals::new()?; // from here on a signal is an orderly end
+    // Books first: who has no right to this state directory takes nothing else.
+    let keeping = Keeping::begin(&config, Box::new(|| None))?;
+    let ended = relay(&config, &keeping, open_files, dropped_lines, &mut signals).await;
+    match &ended {
+        // Other workers still count: their counters are booked by the next process, their sessions closed as crashed.
+        Err(SupervisorError::Worker(_) | SupervisorError::Panicked) => {}
+        _ => keeping.end().await,
+    }
+    if ended.is_ok() {
+        info!("ended");
+    }
+    ended
+}
+
+/// Starts everything that serves, and sees it through to its end.
+async fn relay(
+    config: &Arc<Config>,
+    keeping: &Keeping,
+    open_files: Option<u64>,
+    dropped_lines: DroppedLines,
+    signals: &mut Signals,
+) -> Result<(), SupervisorError> {
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
-    let ports = Ports::bind(&config)?;
-    let (upstreams, dns_queries) = start_upstreams(&config)?;
-    let (mut rooms, doors) = open_doors(&config)?;
-    let names = config
-        .listeners
-        .iter()
-        .map(|listener| listener.name.clone())
-        .collect::<Vec<_>>();
+    let ports = Ports::bind(config)?;
+    let (upstreams, dns_queries) = start_upstreams(config)?;
+    let (mut rooms, doors) = open_doors(config)?;
+    let books = &keeping.books;
     let workers = config.workers.get();
-    let limits = Limits::of(&config);
-    let books = Arc::new(Books::new(Place::Memory, &names, workers, limits)?);
-    spawn_local(account::keep(books.clone(), config.accounts.idle_after));
     let consumers = Arc::new(config.consumers.clone());
     let (phase_sender, phase) = watch::channel(Phase::default());
     let needed = config.fail_without.iter();
     let readiness = Readiness {
         phase,
         needed: needed.map(|index| upstreams[*index].clone()).collect(),
+        booking: Booking {
+            ledger: keeping.ledger.clone(),
+            unready_after: config.ledger.unready_after,
+        },
     };
     let descriptors = Arc::new(Semaphore::new(0)); // none before we are ready
     let ready = Arc::new(AtomicBool::new(false));
@@ -194,7 +227,7 @@ async fn supervise(
         readiness: readiness.clone(),
     })?;
     all_started(&mut workers_said, workers).await?;
-    let fit = connections_that_fit(open_files, &config);
+    let fit = connections_that_fit(open_files, config);
     rooms
         .iter_mut()
         .for_each(|room| room.keep_half_for_sessions(fit));
@@ -209,12 +242,12 @@ async fn supervise(
         dropped_lines,
         dns_queries,
         workers,
-        max_metric_endpoints: config.max_metric_endpoints,
+        top: Top::new(config.max_metric_endpoints),
+        endpoints: config.endpoints.clone(),
         began: Instant::now(),
     });
-    warn!("the books are kept in memory: they start at zero with each process");
     systemd::ready(config.listeners.len());
-    conduct(&config, &phase_sender, &mut signals, &mut workers_said).await
+    conduct(config, &phase_sender, signals, &mut workers_said).await
 }
 
 /// Waits for signals and moves through the phases until every worker has ended.
@@ -242,7 +275,6 @@ async fn conduct(
         systemd::phase(next);
         info!(phase = next.name(), accept_for = ?config.drain.accept_for, deadline = ?config.drain.deadline, "on the way out");
     }
-    info!("ended");
     Ok(())
 }
 
@@ -386,45 +418,6 @@ fn start_upstreams(
         spawn_local(resolver.follow_files());
     }
     Ok((upstreams, queries.unwrap_or_default()))
-}
-
-/// The control thread's own ports, bound before anything starts and served once the workers accept.
-struct Ports {
-    admin: Option<TcpListener>,
-    health: Option<(TcpListener, Peers)>,
-}
-
-impl Ports {
-    fn bind(config: &Config) -> Result<Self, SupervisorError> {
-        let listen = |address: SocketAddr, what: &str| {
-            let listener = bind_alone(address).and_then(TcpListener::from_std);
-            listener.map_err(|error| bind_error(address, what.to_owned(), error))
-        };
-        let admin = config
-            .admin
-            .map(|address| listen(address, "[admin] bind"))
-            .transpose()?;
-        let health = config.health.as_ref().map(|port| {
-            listen(port.bind, "[health] bind")
-                .map(|listener| (listener, port.trusted_peers.clone()))
-        });
-        Ok(Self {
-            admin,
-            health: health.transpose()?,
-        })
-    }
-
-    fn serve(self, view: View) {
-        if let Some((listener, trusted)) = self.health {
-            tokio::spawn(health::serve(listener, trusted, view.readiness.clone()));
-        }
-        if let Some(listener) = self.admin {
-            if let Ok(address) = listener.local_addr() {
-                info!(%address, "admin port: /metrics /status /healthz /readyz");
-            }
-            tokio::spawn(admin::serve(listener, Arc::new(view)));
-        }
-    }
 }
 
 /// What a worker's thread reports.

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 pub mod agent;
 pub mod alb;
+pub mod audit;
 mod collector;
 pub mod dns;
 pub mod enter;
 pub mod http;
+pub mod ledger;
 pub mod netns;
 pub mod nlb;
 pub mod origin;

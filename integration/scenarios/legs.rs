@@ -301,8 +301,8 @@ fn refused(keys: &str, wrapper: &[&str], wanted: i32) -> [String; 2] {
     let [run, check] = [start, check].map(|start| start.without_waiting().on(&hosts.relay));
     check.wait_exit();
     assert_eq!(run.wait_exit(), wanted);
-    let said = |relay: &Relay| relay.log_lines("congestion control").join("\n");
-    [said(&run), said(&check)]
+    let said = run.log_lines("congestion control").join("\n");
+    [said, check.records().join("\n")]
 }
 
 fn missing_congestion() {

@@ -417,6 +417,7 @@ fn runs_without_a_file() {
         "--trusted",
         "10.20.0.0/16",
     ]);
+    let start = start.env("STATE_DIRECTORY", "");
     let world = World::with("no-file", Manner::Echo, start);
     world.node.run(async {
         let mut agent = Agent::connect(listener()).await.unwrap();

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod books;
 mod dns;
 mod hosts;
 mod killed;
@@ -17,6 +18,7 @@ mod wan;
 /// All of them.
 pub(crate) fn tests() -> Vec<Trial> {
     [
+        books::tests(),
         dns::tests(),
         hosts::tests(),
         killed::tests(),

@@ -52,7 +52,8 @@ pub(crate) fn stand_in() -> ExitCode {
         let _ = writeln!(io::stderr(), "no configuration: {:?}", env::args());
         return ExitCode::from(66);
     };
-    let _ = writeln!(io::stdout(), "configured with {}", config.trim());
+    let _ = writeln!(io::stdout(), "a record");
+    let _ = writeln!(io::stderr(), "configured with {}", config.trim());
     let Ok(listener) = TcpListener::bind("127.0.0.1:9900") else {
         return ExitCode::from(69);
     };
@@ -108,6 +109,10 @@ fn relay_is_watched_from_start_to_exit() {
         line.contains(relay.folder().to_str().expect("text")),
         "{line}"
     );
+    relay.wait_until("its standard output to be read", || {
+        relay.records() == ["a record"]
+    });
+    assert!(relay.log_lines("a record").is_empty(), "records are no log");
     assert_eq!(relay.metric("a_total", &[("endpoint", "x")]), 5);
     relay.wait_metric("a_total", &[("reason", "2")], 3);
     assert_eq!(relay.status()["sessions"], 0);
@@ -126,7 +131,7 @@ fn relay_is_watched_from_start_to_exit() {
 }
 
 /// What a check that must fail says; it says it nowhere else.
-fn failure(check: impl FnOnce() + Send) -> String {
+pub(super) fn failure(check: impl FnOnce() + Send) -> String {
     const NAME: &str = "expected to fail";
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {

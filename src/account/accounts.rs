@@ -167,16 +167,17 @@ impl Account {
     pub(super) fn slot_totals(&self, now: u64) -> Option<SlotTotals> {
         self.enter(VISITOR).ok()?;
         let slot = self.slot();
+        let booked = slot.booked();
         let counters = slot.counters(now);
         let totals = counters.map(|counters| SlotTotals {
             slot: self.slot_number,
             generation: self.generation,
             totals: AccountTotals {
                 key: self.key.clone(),
-                counters,
+                counters: counters.not_before(&booked),
                 peak: slot.take_peak(|| sessions(self.holds.0.load(Ordering::Relaxed))),
             },
-            booked: slot.booked(),
+            booked,
         });
         self.leave(VISITOR);
         totals
@@ -204,7 +205,9 @@ impl Account {
 
     fn is_booked(&self, now: u64) -> bool {
         let slot = self.slot();
-        slot.counters(now) == Some(slot.booked())
+        let booked = slot.booked();
+        let counters = slot.counters(now);
+        counters.is_some_and(|counters| counters.not_before(&booked) == booked)
     }
 
     /// Retires it, unless somebody came since [`Account::may_go`]; gives what it came to. Under the lock of the books: who finds it retired and

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs, fstatvfs};
+use rustix::io::Errno;
+use tracing::warn;
 
 use super::layout::{self, HEADER_WORDS, MAGIC, VERSION, WORD, header, region_words};
-use crate::config::size_text;
 use crate::sys::clock::monotonic_ms;
 use crate::sys::region::Region;
 
@@ -57,6 +58,10 @@ pub enum BooksError {
     },
 }
 
+fn size_of_all(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
 /// The name of the file with this id.
 pub(super) fn file_name(id: u64) -> String {
     format!("books-{id:016x}")
@@ -74,7 +79,7 @@ impl CounterFile {
     pub(super) fn memory(workers: usize, slots: usize) -> Result<Region, BooksError> {
         let words = region_words(workers, slots).ok_or(BooksError::TooMany)?;
         let region = Region::anonymous(words).map_err(|error| BooksError::Memory {
-            size: size_text((words * WORD) as u64),
+            size: size_of_all((words * WORD) as u64),
             each: layout::slot_words(workers) * WORD,
             error,
         })?;
@@ -108,13 +113,15 @@ impl CounterFile {
                 .open(&unfinished)
                 .map_err(failed)?;
             lock(&file).map_err(failed)?;
-            let allocated = fallocate(&file, FallocateFlags::empty(), 0, size);
-            allocated.map_err(|errno| BooksError::NoRoom {
+            allocate(&file, size).map_err(|errno| BooksError::NoRoom {
                 dir: dir.to_owned(),
-                size: size_text(size),
+                size: size_of_all(size),
                 each: layout::slot_words(workers) * WORD,
                 error: errno.into(),
             })?;
+            if !is_in_memory(&file) {
+                warn!(run_dir = ?dir, "run_dir is not on a tmpfs: a slow disk can make connections wait while they are counted");
+            }
             let region = Region::shared_file(&file, words).map_err(failed)?;
             write_header(&region, id, workers, slots);
             fs::rename(&unfinished, &path).map_err(failed)?;
@@ -131,6 +138,21 @@ impl CounterFile {
     pub(super) fn remove(&self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
+}
+
+/// Gives a file all its blocks. Where they are not to be had it is not tried: others would find the disk full meanwhile.
+fn allocate(file: &File, size: u64) -> Result<(), Errno> {
+    let system = fstatvfs(file)?;
+    // A tmpfs without a bound has no blocks to tell of.
+    if system.f_blocks > 0 && system.f_bavail.saturating_mul(system.f_frsize) < size {
+        return Err(Errno::NOSPC);
+    }
+    fallocate(file, FallocateFlags::empty(), 0, size)
+}
+
+/// Whether a file is in memory. Elsewhere the kernel writes it to a disk all the time, and whoever counts may have to wait for that.
+fn is_in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|system| system.f_type == 0x0102_1994) // TMPFS_MAGIC, statfs(2)
 }
 
 /// What the name of a file ends with that has no header yet.

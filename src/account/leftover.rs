@@ -99,7 +99,7 @@ pub fn find(run_dir: &Path) -> Vec<PathBuf> {
 /// When it cannot be renamed.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let mut aside = path.as_os_str().to_owned();
-    aside.push(".damaged");
+    aside.push(".set-aside");
     let aside = PathBuf::from(aside);
     fs::rename(path, &aside)?; // ids do not repeat: there is none of that name
     Ok(aside)
@@ -203,3 +203,7 @@ pub(super) fn read_words<const N: usize>(reader: &mut impl Read) -> io::Result<[
     let (words, _) = bytes.as_chunks();
     Ok(std::array::from_fn(|i| u64::from_ne_bytes(words[i])))
 }
+
+#[cfg(test)]
+#[path = "leftover_tests.rs"]
+mod tests;

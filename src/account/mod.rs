@@ -20,6 +20,7 @@
 
 mod accounts;
 mod anchor;
+pub mod audit;
 mod books;
 #[cfg(test)]
 mod books_tests;
@@ -28,6 +29,7 @@ mod counter;
 mod file;
 mod keeper;
 mod layout;
+pub mod ledger;
 pub mod leftover;
 mod limits;
 mod meter;
@@ -46,7 +48,9 @@ pub use keeper::keep;
 pub use leftover::{Leftover, LeftoverError};
 pub use limits::Limits;
 pub use meter::{Meter, Retired};
-pub use reason::{AcceptError, CloseReason, Direction, Fallback, PeekOutcome, Refusal, RelayPath};
+pub use reason::{
+    AcceptError, CloseReason, Direction, Event, Fallback, PeekOutcome, Refusal, RelayPath,
+};
 pub use repair::{Damage, Damaged, Torn};
 pub use snapshot::{ListenerTotals, Snapshot, WorkerTotals};
 pub use totals::{

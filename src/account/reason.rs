@@ -94,6 +94,30 @@ counted_by! {
 }
 
 counted_by! {
+    /// What a record of the audit trail tells.
+    Event {
+        /// A session was opened: header read, way chosen, account opened.
+        Open = "open",
+        /// It goes on: every `audit.interval`.
+        Progress = "progress",
+        /// It ended.
+        Close = "close",
+        /// A connection was turned away.
+        Refused = "refused",
+        /// Another configuration is in force.
+        Config = "config",
+        /// A process began.
+        Started = "started",
+        /// It ended in order.
+        Ended = "ended",
+        /// Records were dropped.
+        Gap = "gap",
+        /// The trail goes on in another file: the last record of one and the first of the next.
+        Rotated = "rotated",
+    }
+}
+
+counted_by! {
     /// How bytes were moved.
     RelayPath {
         /// Through the worker's buffer.

@@ -16,7 +16,7 @@ use super::totals::{AccountTotals, Counters, SlotTotals};
 /// More than one call can move: it reads into the worker's buffer, or what fits into a pipe, and both are a MiB at most.
 const TRANSFER: u64 = 16 * 1024 * 1024;
 
-/// The process says that it lives twice a second. A worker cannot have counted anything much later than it was said last.
+/// The process says that it lives twice a second, and takes a time just before it stores it. However busy the machine is: it is not later than this.
 const STALLED: u64 = 10 * 60 * 1000;
 
 /// When a process lived, on its clock.
@@ -182,6 +182,10 @@ fn one(
         add_part(&mut counters, words, life.alive);
     }
     let booked = booked_of(|place| booked[place]);
+    let ahead = booked.connection_ms.saturating_sub(counters.connection_ms);
+    if ahead <= counters.opened.saturating_mul(STALLED) {
+        counters = counters.not_before(&booked);
+    }
     if counters.since(&booked).plus(&booked) != counters {
         torn.truncate(torn_before);
         return Err(Damage::Booked);
@@ -191,7 +195,7 @@ fn one(
     let totals = AccountTotals {
         key,
         counters,
-        peak: head[head::PEAK],
+        peak: head[head::PEAK].min(counters.opened),
     };
     let totals = SlotTotals {
         slot,
@@ -265,3 +269,7 @@ fn counted(words: &[u64; PART]) -> u64 {
     let numbers = words[part::CLOSED..part::AT].iter();
     numbers.fold(words[part::OPENED], |sum, n| sum.wrapping_add(*n))
 }
+
+#[cfg(test)]
+#[path = "repair_tests.rs"]
+mod tests;

@@ -182,6 +182,17 @@ pub(super) fn add_part(counters: &mut Counters, words: &[u64; PART], now: u64) {
     *counters = counters.plus(&of_part);
 }
 
+impl Counters {
+    /// Not less time than was booked. A worker that closes a connection takes the time and then stores it; who reads in between counts the
+    /// connection as open for a moment longer than it was.
+    pub(super) fn not_before(self, booked: &Self) -> Self {
+        Self {
+            connection_ms: self.connection_ms.max(booked.connection_ms),
+            ..self
+        }
+    }
+}
+
 /// A worker's part of a slot.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part<'a>(&'a [AtomicU64; PART]);

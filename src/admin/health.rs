@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::Booking;
 use super::http::{self, Answer, Requests, Text};
 use crate::config::{CrcPolicy, Peers};
 use crate::drain::Phase;
@@ -24,6 +26,8 @@ pub struct Readiness {
     pub phase: watch::Receiver<Phase>,
     /// Upstreams without whose usable addresses there should be no traffic.
     pub needed: Arc<[Arc<Upstream>]>,
+    /// How the books are kept.
+    pub booking: Booking,
 }
 
 impl Readiness {
@@ -34,8 +38,13 @@ impl Readiness {
             return (false, phase.name().to_owned());
         }
         let mut needed = self.needed.iter();
-        match needed.find(|upstream| !upstream.snapshot().usable) {
-            Some(upstream) => (false, format!("no address of {} is usable", upstream.name)),
+        if let Some(upstream) = needed.find(|upstream| !upstream.snapshot().usable) {
+            return (false, format!("no address of {} is usable", upstream.name));
+        }
+        match self.booking.trouble() {
+            Some((true, why)) => (false, why),
+            // Said, and no reason: what memory holds is not lost, and another target would have a disk of its own.
+            Some((false, why)) => (true, format!("{}; {why}", phase.name())),
             None => (true, phase.name().to_owned()),
         }
     }
@@ -56,7 +65,9 @@ const RULES: Rules = Rules {
 /// Answers a health check that came to the traffic port, behind its LOCAL header: as `/readyz` would, whatever the path. One that
 /// sends nothing (a TCP check) gets nothing. `sent` was read already.
 pub async fn answer(client: TcpStream, sent: Vec<u8>, readiness: Readiness) {
-    let serving = http::serve(client, sent, Requests::One, move |_, _| ready(&readiness));
+    let serving = http::serve(client, sent, Requests::One, move |_| {
+        std::future::ready(ready(&readiness))
+    });
     let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
 }
 
@@ -85,20 +96,24 @@ fn ready(readiness: &Readiness) -> Answer {
 /// Serves the health port, for ever: requests with or without a PROXY protocol header in front.
 pub async fn serve(listener: TcpListener, trusted: Peers, readiness: Readiness) {
     let trusted = Arc::new(trusted);
-    super::serve_each(listener, move |mut stream, peer| {
-        let (trusted, readiness) = (trusted.clone(), readiness.clone());
-        async move {
-            if !trusted.contains(peer.ip()) {
-                return; // closed at once, unread
+    let accept = || listener.accept();
+    super::serve_each(
+        &accept,
+        move |(mut stream, peer): (TcpStream, SocketAddr)| {
+            let (trusted, readiness) = (trusted.clone(), readiness.clone());
+            async move {
+                if !trusted.contains(crate::leg::canonical(peer).ip()) {
+                    return; // closed at once, unread
+                }
+                if let Ok(Some(request)) = timeout(PATIENCE, skip_header(&mut stream)).await {
+                    let serving = http::serve(stream, request, Requests::One, |request| {
+                        std::future::ready(check(request.uri.path(), &readiness))
+                    });
+                    let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
+                }
             }
-            if let Ok(Some(request)) = timeout(PATIENCE, skip_header(&mut stream)).await {
-                let serving = http::serve(stream, request, Requests::One, |_, path| {
-                    check(path, &readiness)
-                });
-                let _ = timeout(CHECK, serving).await; // a checker that dawdles is not our trouble
-            }
-        }
-    })
+        },
+    )
     .await;
 }
 

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, join};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, join, split};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -34,12 +34,27 @@ pub(super) struct Answer {
 }
 
 /// An answer for people.
+#[derive(Debug)]
 pub(super) struct Text(pub(super) StatusCode, pub(super) String);
 
 /// An answer for programs.
 pub(super) struct Json(pub(super) serde_json::Value);
 
 impl Answer {
+    /// For who wants to change something where one only reads.
+    pub(super) fn reading_only() -> Self {
+        Text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned()).into()
+    }
+
+    /// An answer for programs that is written already.
+    pub(super) fn json(body: String) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body,
+        }
+    }
+
     /// An answer in Prometheus' text format.
     pub(super) fn metrics(body: String) -> Self {
         Self {
@@ -62,12 +77,7 @@ impl From<Text> for Answer {
 
 impl From<Json> for Answer {
     fn from(Json(value): Json) -> Self {
-        let body = format!("{value:#}\n");
-        Self {
-            status: StatusCode::OK,
-            content_type: "application/json",
-            body,
-        }
+        Self::json(format!("{value:#}\n"))
     }
 }
 
@@ -80,15 +90,15 @@ pub(super) enum Requests {
     Many,
 }
 
-/// Serves one connection; `first` was read from it already.
-pub(super) async fn serve(
-    mut stream: TcpStream,
+/// Serves one connection; `first` was read from it already. Bodies of requests are not looked at.
+pub(super) async fn serve<F: Future<Output = Answer>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     first: Vec<u8>,
     requests: Requests,
-    answer: impl Fn(&Method, &str) -> Answer,
+    answer: impl Fn(Parts) -> F,
 ) {
     let service = service_fn(async |request: Request<Incoming>| {
-        let answer = answer(request.method(), request.uri().path());
+        let answer = answer(request.into_parts().0).await;
         let mut response = Response::new(Full::new(Bytes::from(answer.body)));
         *response.status_mut() = answer.status;
         let headers = response.headers_mut();
@@ -98,7 +108,7 @@ pub(super) async fn serve(
         }
         Ok::<_, Infallible>(response)
     });
-    let (read, write) = stream.split();
+    let (read, write) = split(stream);
     let io = TokioIo::new(join(Cursor::new(first).chain(read), write));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

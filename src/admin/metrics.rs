@@ -3,28 +3,23 @@
 //! Nothing on the data path knows of Prometheus, except the connect histogram: families are built from a snapshot at each scrape.
 //! Their number is bounded by `metrics.max_endpoints`.
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
-use super::View;
 use super::family::{Family, counter, gauge};
-use super::upstreams;
-use crate::account::{
-    AcceptError, AccountTotals, CloseReason, Counters, Direction, Fallback, PeekOutcome, Refusal,
-    RelayPath, Snapshot,
-};
+use super::{View, accounts, upstreams};
+use crate::account::{AcceptError, Fallback, PeekOutcome, Refusal, RelayPath, Snapshot};
 use crate::proxy_protocol::header::HeaderError;
-
-/// Where endpoints beyond `metrics.max_endpoints` are added up.
-const OTHER: &str = "other";
 
 /// Everything, as text.
 pub(super) fn encode(view: &View) -> prometheus::Result<String> {
-    let snapshot = view.books.snapshot();
-    let mut families = of_accounts(&snapshot, view.max_metric_endpoints);
+    let now = Instant::now();
+    let (snapshot, shown) = view.top.look(|| view.books.snapshot(), now);
+    let mut families = accounts::families(&snapshot, &shown, &view.endpoints);
+    families.extend(view.readiness.booking.families());
     families.extend(of_listeners(&snapshot, view));
     families.extend(upstreams::families(&view.upstreams));
     families.extend(of_workers(&snapshot, view));
@@ -35,85 +30,6 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-fn of_accounts(snapshot: &Snapshot, max_endpoints: usize) -> Vec<MetricFamily> {
-    let mut opened = counter(
-        "tollgate_connections_opened_total",
-        "Connections opened: after header and route, before connect.",
-    );
-    let mut active = gauge("tollgate_connections_active", "Connections open now.");
-    let mut closed = counter(
-        "tollgate_connections_closed_total",
-        "Connections closed, by reason.",
-    );
-    let mut bytes = counter(
-        "tollgate_bytes_total",
-        "Payload bytes that the destination socket took, by direction.",
-    );
-    let mut overflowed = counter(
-        "tollgate_accounts_overflowed_total",
-        "Connections booked to the endpoint overflow because accounts.max was reached.",
-    );
-    overflowed.add(&[], snapshot.overflowed);
-    for account in within(&snapshot.accounts, max_endpoints) {
-        let key = &account.key;
-        let labels = [
-            ("listener", &*key.listener),
-            ("endpoint", &*key.endpoint),
-            ("upstream", &*key.upstream),
-        ];
-        let with = |name, value| [&labels[..], &[(name, value)]].concat();
-        opened.add(&labels, account.counters.opened);
-        active.add(&labels, account.counters.active());
-        for reason in CloseReason::ALL {
-            closed.add(
-                &with("reason", reason.name()),
-                account.counters.closed[reason as usize],
-            );
-        }
-        for direction in Direction::ALL {
-            bytes.add(
-                &with("direction", direction.name()),
-                account.counters.bytes[direction as usize],
-            );
-        }
-    }
-    [opened, active, closed, bytes, overflowed]
-        .map(Family::into_proto)
-        .into()
-}
-
-/// The accounts of the endpoints that came first, and the rest added up by listener and upstream. First come stays: a series does not
-/// change its meaning while the process lives.
-fn within(accounts: &[AccountTotals], max_endpoints: usize) -> Vec<AccountTotals> {
-    let mut shown = HashSet::new();
-    let mut kept = Vec::new();
-    let mut others: BTreeMap<(&str, &str), AccountTotals> = BTreeMap::new();
-    for account in accounts {
-        let key = &account.key;
-        if shown.contains(&key.endpoint) || shown.len() < max_endpoints {
-            shown.insert(key.endpoint.clone());
-            kept.push(account.clone());
-            continue;
-        }
-        let other = others
-            .entry((&key.listener, &key.upstream))
-            .or_insert_with(|| {
-                let key = crate::account::AccountKey {
-                    endpoint: OTHER.into(),
-                    ..key.clone()
-                };
-                AccountTotals {
-                    key,
-                    counters: Counters::default(),
-                    peak: 0,
-                }
-            });
-        other.counters = other.counters.plus(&account.counters);
-    }
-    kept.extend(others.into_values());
-    kept
 }
 
 fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {

@@ -3,13 +3,20 @@
 //! Reads snapshots and never touches a session. Everything here runs on the control thread, except the answer to a health
 //! check that came to the traffic port ([`health::answer`]).
 
+mod accounts;
+mod books;
+mod endpoints;
 mod family;
 pub mod health;
 mod http;
 mod metrics;
+pub mod query;
+mod socket;
 mod status;
+mod top;
 mod upstreams;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -22,11 +29,16 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::account::Books;
+use crate::config::Endpoints;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
 use crate::upstream::Upstream;
+pub use books::Booking;
+pub use endpoints::Connected;
 use health::Readiness;
 use http::{Answer, Json, Requests, Text};
+pub use socket::Socket;
+pub use top::Top;
 
 /// Connections served at once on the admin port, and as many on the health port; further ones wait in the accept queue. Each is
 /// bounded in time, so that those who dawdle cannot keep a balancer's check waiting for long.
@@ -54,8 +66,10 @@ pub struct View {
     pub dns_queries: Arc<AtomicU64>,
     /// Data workers.
     pub workers: usize,
-    /// Endpoints shown one by one in `/metrics`.
-    pub max_metric_endpoints: usize,
+    /// Which endpoints are shown one by one in `/metrics`.
+    pub top: Top,
+    /// What endpoints are called.
+    pub endpoints: Endpoints,
     /// When the process began to serve.
     pub began: Instant,
 }
@@ -86,19 +100,24 @@ impl Room {
 
 /// Serves the admin port, for ever.
 pub async fn serve(listener: TcpListener, view: Arc<View>) {
-    serve_each(listener, move |stream, _peer| {
+    let accept = || listener.accept();
+    serve_each(&accept, move |(stream, _): (TcpStream, SocketAddr)| {
         let view = view.clone();
-        http::serve(stream, Vec::new(), Requests::Many, move |method, path| {
-            answer(&view, method, path)
+        http::serve(stream, Vec::new(), Requests::Many, move |request| {
+            std::future::ready(answer(&view, &request.method, request.uri.path()))
         })
     })
     .await;
 }
 
 /// Accepts for ever, so many connections at a time.
-async fn serve_each<F: Future<Output = ()> + Send + 'static>(
-    listener: TcpListener,
-    connection: impl Fn(TcpStream, SocketAddr) -> F,
+async fn serve_each<
+    C,
+    A: Future<Output = io::Result<C>>,
+    F: Future<Output = ()> + Send + 'static,
+>(
+    accept: &impl Fn() -> A,
+    connection: impl Fn(C) -> F,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let errors = LogLimiter::default();
@@ -106,9 +125,9 @@ async fn serve_each<F: Future<Output = ()> + Send + 'static>(
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let serving = connection(stream, crate::leg::canonical(peer));
+        match accept().await {
+            Ok(accepted) => {
+                let serving = connection(accepted);
                 tokio::spawn(async move {
                     serving.await;
                     drop(place);
@@ -124,9 +143,10 @@ async fn serve_each<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
+/// What anybody may ask who reaches us.
 fn answer(view: &View, method: &Method, path: &str) -> Answer {
     if !matches!(*method, Method::GET | Method::HEAD) {
-        return Text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned()).into();
+        return Answer::reading_only();
     }
     match path {
         "/metrics" => match metrics::encode(view) {

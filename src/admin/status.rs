@@ -1,10 +1,12 @@
 //! `/status`: the state of the process as one JSON document.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Room, View, upstreams};
-use crate::account::{AccountTotals, CloseReason, Direction};
+use crate::account::{AccountTotals, CloseReason, Direction, refused_name};
 
 pub(super) fn status(view: &View) -> Value {
     let snapshot = view.books.snapshot();
@@ -14,6 +16,7 @@ pub(super) fn status(view: &View) -> Value {
         "phase": view.readiness.phase.borrow().name(),
         "uptime_seconds": now.duration_since(view.began).as_secs(),
         "workers": view.workers,
+        "ledger": view.readiness.booking.status(),
         "listeners": snapshot.listeners.iter().zip(&view.rooms).map(|(listener, room)| json!({
             "name": &*listener.name,
             "addresses": room.addresses,
@@ -34,15 +37,20 @@ fn account(account: &AccountTotals) -> Value {
         .iter()
         .zip(counters.closed)
         .filter(|(_, n)| *n > 0);
+    let refused = counters.refused.into_iter().enumerate();
+    let refused = refused.filter(|(_, n)| *n > 0);
     json!({
         "listener": &*account.key.listener,
         "endpoint": &*account.key.endpoint,
+        "consumer": &*account.key.consumer,
         "upstream": &*account.key.upstream,
         "opened": counters.opened,
         "active": counters.active(),
-        "closed": closed.map(|(reason, n)| (reason.name(), n)).collect::<std::collections::BTreeMap<_, _>>(),
+        "closed": closed.map(|(reason, n)| (reason.name(), n)).collect::<BTreeMap<_, _>>(),
         "bytes_to_upstream": counters.bytes[Direction::ToUpstream as usize],
         "bytes_to_client": counters.bytes[Direction::ToClient as usize],
+        "refused": refused.map(|(index, n)| (refused_name(index), n)).collect::<BTreeMap<_, _>>(),
+        "connection_ms": counters.connection_ms,
     })
 }
 

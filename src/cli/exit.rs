@@ -10,14 +10,14 @@ pub enum ExitCode {
     Ok = 0,
     /// Done, and something was found that needs looking at.
     Findings = 1,
-    /// The command line is wrong.
+    /// The command line is wrong, or asks for what cannot be.
     Usage = 64,
-    /// The input of a command is wrong.
+    /// The input of a command is wrong, or a ledger damaged.
     Data = 65,
     /// The configuration file does not exist.
     NoConfig = 66,
-    /// An address is in use by someone else.
-    AddressInUse = 69,
+    /// An address is in use by someone else; or who was to be asked is not there.
+    Unavailable = 69,
     /// Our own fault, or the system's.
     Internal = 70,
     /// The state directory is in use by another relay.

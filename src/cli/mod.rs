@@ -1,17 +1,23 @@
 //! The command line: what may be written there, and which command it leads to.
 
 mod check;
+mod client;
 mod decode;
+mod endpoints;
 mod exit;
+mod places;
 mod run;
+mod table;
+mod usage;
 
 use std::ffi::OsString;
 use std::io;
 
 use clap::{Parser, Subcommand};
 
+use crate::account::ledger::LedgerError;
 use crate::config;
-use crate::supervisor::SupervisorError;
+use crate::supervisor::{KeepError, SupervisorError};
 pub use exit::ExitCode;
 
 /// Where the configuration is looked for when nothing is said.
@@ -26,8 +32,8 @@ const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
     max_term_width = 100
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 1 something found by check --probe, 64 usage, 65 bad input to decode, 66 no configuration file, 69 address in use, 70 internal, \
-                        77 not permitted, 78 configuration."
+    after_help = "Exit codes: 0 done, 1 something found by check --probe, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
+                        69 address in use, or no relay answers, 70 internal, 75 state directory in use by another relay, 77 not permitted, 78 configuration."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -39,6 +45,8 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Decode(decode::Args),
+    Usage(usage::Args),
+    Endpoints(endpoints::Args),
 }
 
 /// Why a command did not do what it was asked for.
@@ -52,6 +60,13 @@ pub enum Error {
     Input(String),
     /// The relay could not start, or failed.
     Supervisor(SupervisorError),
+    /// The books could not be asked, or do not answer.
+    Books {
+        /// Whose trouble it is.
+        code: ExitCode,
+        /// What happened, and what to do.
+        what: String,
+    },
     /// What was asked for could not be written to standard output.
     Output(io::Error),
 }
@@ -66,6 +81,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Decode(arguments) => decode::run(&arguments),
+        Command::Usage(arguments) => usage::run(&arguments),
+        Command::Endpoints(arguments) => endpoints::run(&arguments),
     }
 }
 
@@ -78,8 +95,11 @@ impl Error {
             Self::Usage(_) => ExitCode::Usage,
             Self::Config(error) => error.kind().into(),
             Self::Input(_) => ExitCode::Data,
-            Self::Supervisor(SupervisorError::Bind { error, .. }) => match error.kind() {
-                io::ErrorKind::AddrInUse => ExitCode::AddressInUse,
+            Self::Books { code, .. } => *code,
+            Self::Supervisor(
+                SupervisorError::Bind { error, .. } | SupervisorError::AdminSocket { error, .. },
+            ) => match error.kind() {
+                io::ErrorKind::AddrInUse => ExitCode::Unavailable,
                 io::ErrorKind::PermissionDenied => ExitCode::Permission,
                 _ => ExitCode::Config,
             },
@@ -89,11 +109,37 @@ impl Error {
             Self::Supervisor(SupervisorError::Socket { .. } | SupervisorError::Resolver(_)) => {
                 ExitCode::Config
             }
+            Self::Supervisor(SupervisorError::Books(error)) => of_books(error),
             Self::Supervisor(_) => ExitCode::Internal,
             // Whoever read it has gone, as head(1) does when it has seen enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,
             Self::Output(_) => ExitCode::Internal,
         }
+    }
+}
+
+fn of_books(error: &KeepError) -> ExitCode {
+    match error {
+        KeepError::Ledger(error) => of_ledger(error),
+        KeepError::RunDir { error, .. } => of_place(error),
+        KeepError::Counters(_) => ExitCode::Internal,
+    }
+}
+
+fn of_ledger(error: &LedgerError) -> ExitCode {
+    match error {
+        LedgerError::Locked { .. } => ExitCode::Locked,
+        LedgerError::Directory { error, .. } => of_place(error),
+        LedgerError::Refused(_) => ExitCode::Data,
+        LedgerError::Thread(_) => ExitCode::Internal,
+    }
+}
+
+/// Of a directory that cannot be used.
+fn of_place(error: &io::Error) -> ExitCode {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ExitCode::Permission,
+        _ => ExitCode::Config,
     }
 }
 

@@ -543,3 +543,14 @@ fn systemd_waits_longer_than_the_drain() {
     let drain = valid(SHIPPED).drain;
     assert!(wait > drain.accept_for + drain.deadline);
 }
+
+#[test]
+fn the_unit_has_places_for_the_books_that_outlive_the_process() {
+    let has = |line: &str| UNIT.lines().any(|written| written == line);
+    assert!(has("StateDirectory=tollgate") && has("RuntimeDirectory=tollgate"));
+    assert!(has("RuntimeDirectoryPreserve=yes"));
+    assert!(!has("DynamicUser=yes"), "nobody could reach the socket");
+    let user = "u tollgate ";
+    let users = include_str!("../../systemd/tollgate.sysusers");
+    assert!(has("User=tollgate") && users.lines().any(|line| line.starts_with(user)));
+}

@@ -2,11 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    env,
-    fs::{self, Permissions},
+    env, fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::SocketAddr,
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::{
@@ -18,17 +17,18 @@ use std::{
 };
 
 pub use rustix::process::Signal;
-use tempfile::TempDir;
 
 use super::{BOUND, agent::Agent, netns::Host, origin, watched::Watched};
 
+mod home;
 mod metrics;
 mod process;
 
+pub use home::{Home, Mounted, Said};
 pub use metrics::Metrics;
 pub use process::Baseline;
 
-/// How many lines of a relay's log are kept.
+/// How many lines of a relay's log, and as many of its records, are kept.
 const LOG_LINES: usize = 20_000;
 /// How many of them a failed test shows.
 const LOG_TAIL: usize = 60;
@@ -68,6 +68,7 @@ pub struct Start {
     admin: String,
     wait_ready: bool,
     etc: Vec<(&'static str, String)>,
+    home: Option<Home>,
 }
 
 impl Start {
@@ -82,6 +83,7 @@ impl Start {
             admin: "127.0.0.1:9900".to_owned(),
             wait_ready: true,
             etc: Vec::new(),
+            home: None,
         }
     }
 
@@ -128,6 +130,13 @@ impl Start {
         ];
         let become_it = "mount --bind @DIR@/etc /etc && exec \"$0\" \"$@\"";
         self.through(&["unshare", "--mount", "sh", "-c", become_it])
+    }
+
+    /// In directories that are there already, and stay: those of a relay that ran before, or of one that runs.
+    #[must_use]
+    pub fn at(mut self, home: &Home) -> Self {
+        self.home = Some(home.clone());
+        self
     }
 
     /// Another binary than the one under test.
@@ -177,8 +186,9 @@ pub struct Relay {
     id: u32,
     admin: SocketAddr,
     log: Arc<Watched<Log>>,
+    records: Arc<Watched<Log>>,
     exit: Arc<Watched<Option<ExitStatus>>>,
-    folder: TempDir,
+    home: Home,
     /// Once is enough.
     tail_shown: AtomicBool,
 }
@@ -186,51 +196,36 @@ pub struct Relay {
 impl Relay {
     #[track_caller]
     fn start(start: Start, host: &Host) -> Self {
-        // Under /run, which is ours alone and goes with our namespaces.
-        let folder = TempDir::new_in("/run").expect("/run is ours");
-        let path = folder.path().to_str().expect("/run is text").to_owned();
-        let config = format!("{path}/tollgate.toml");
-        fs::write(&config, start.config.replace("@DIR@", &path)).expect("/run is ours");
+        let home = start.home.unwrap_or_default();
+        home.configure(&start.config);
         let arguments = start
             .arguments
             .unwrap_or_else(|| owned(&["run", "--config", "@CONFIG@"]));
-        let arguments = arguments
-            .into_iter()
-            .map(|text| text.replace("@DIR@", &path).replace("@CONFIG@", &config));
         let binary = start.binary.unwrap_or_else(binary);
         let wrapper = start.wrapper.into_iter();
-        let mut words: Vec<_> = wrapper.map(|text| text.replace("@DIR@", &path)).collect();
-        fs::create_dir(format!("{path}/etc")).expect("/run is ours");
+        let mut words: Vec<_> = wrapper.map(|text| home.fill(&text)).collect();
         for (name, text) in start.etc {
-            fs::write(format!("{path}/etc/{name}"), text).expect("/run is ours");
+            fs::write(home.path().join("etc").join(name), text).expect("/run is ours");
         }
         words.push(binary.to_str().expect("cargo's paths are text").to_owned());
-        words.extend(arguments);
+        words.extend(arguments.iter().map(|text| home.fill(text)));
         let mut command = host.command(&words[0]);
+        home.environment(&mut command);
         command
             .args(&words[1..])
-            .env("RUNTIME_DIRECTORY", format!("{path}/run"))
-            .env("STATE_DIRECTORY", format!("{path}/state"))
             .envs(start.environment)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // Open to whomever a wrapper turns the relay into.
-        let open = |path: &str| fs::set_permissions(path, Permissions::from_mode(0o777));
-        open(&path).expect("/run is ours");
-        for folder in ["run", "state"] {
-            let folder = format!("{path}/{folder}");
-            fs::create_dir(&folder).expect("/run is ours");
-            open(&folder).expect("/run is ours");
-        }
-        let (id, log, exit) = watch(&mut command);
+        let (id, [records, log], exit) = watch(&mut command);
         let relay = Self {
             host: host.clone(),
             id,
             admin: origin::parse(&start.admin),
             log,
+            records,
             exit,
-            folder,
+            home,
             tail_shown: AtomicBool::new(false),
         };
         if start.wait_ready {
@@ -251,19 +246,35 @@ impl Relay {
 
     /// The directory of its own: configuration, `run/`, `state/` and `etc/`.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.home.path()
+    }
+
+    /// The same, to start another relay in them or to ask for what is in them.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Runs a command of the binary where the relay runs, with its directories. See [`Home::tollgate`].
+    #[track_caller]
+    pub fn tollgate(&self, arguments: &[&str]) -> Said {
+        self.home.tollgate(&self.host, arguments)
+    }
+
+    /// Kills it, as the kernel does when memory is short, and waits for its end.
+    #[track_caller]
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+        self.wait_exit();
     }
 
     /// Writes its configuration anew, for a reload; `@DIR@` is filled in.
     pub fn rewrite_config(&self, text: &str) {
-        let folder = self.folder.path();
-        let text = text.replace("@DIR@", folder.to_str().expect("/run is text"));
-        fs::write(folder.join("tollgate.toml"), text).expect("/run is ours");
+        self.home.configure(text);
     }
 
     /// Puts another file in the place of one in its own `/etc`, at once, as those do who know that others read it.
     pub fn rewrite_etc(&self, name: &str, text: &str) {
-        let folder = self.folder.path();
+        let folder = self.home.path();
         fs::write(folder.join("new"), text).expect("/run is ours");
         fs::rename(folder.join("new"), folder.join("etc").join(name)).expect("/run is ours");
     }
@@ -281,7 +292,7 @@ impl Relay {
         });
     }
 
-    /// Waits until a line of its output contains `text`, and returns the first such line.
+    /// Waits until a line of its log contains `text`, and returns the first such line.
     #[track_caller]
     pub fn wait_log(&self, text: &str) -> String {
         self.log
@@ -290,12 +301,17 @@ impl Relay {
             })
     }
 
-    /// The lines of its output so far that contain `text`.
+    /// The lines of its log so far that contain `text`.
     pub fn log_lines(&self, text: &str) -> Vec<String> {
         self.log.look(|log| {
             let lines = log.lines.iter().filter(|line| line.contains(text));
             lines.cloned().collect()
         })
+    }
+
+    /// What it wrote to standard output so far, line by line: the records of the audit trail, or what a command answers.
+    pub fn records(&self) -> Vec<String> {
+        self.records.look(|log| log.lines.iter().cloned().collect())
     }
 
     /// Asks its admin port; status and body.
@@ -423,16 +439,20 @@ impl Drop for Relay {
     }
 }
 
-type Watching = (u32, Arc<Watched<Log>>, Arc<Watched<Option<ExitStatus>>>);
+type Watching = (
+    u32,
+    [Arc<Watched<Log>>; 2],
+    Arc<Watched<Option<ExitStatus>>>,
+);
 
-/// Starts a command, with one thread for each of its outputs and one for its end.
+/// Starts a command, with one thread for each of its outputs, standard output first, and one for its end.
 #[track_caller]
 fn watch(command: &mut Command) -> Watching {
     let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let id = child.id();
-    let log = Arc::new(Watched::<Log>::default());
+    let lines = [(), ()].map(|()| Arc::new(Watched::<Log>::default()));
     let stdout = child
         .stdout
         .take()
@@ -443,11 +463,9 @@ fn watch(command: &mut Command) -> Watching {
         .map(|out| Box::new(out) as Box<dyn Read + Send>);
     let readers: Vec<_> = [stdout, stderr]
         .into_iter()
-        .flatten()
-        .map(|output| {
-            let log = Arc::clone(&log);
-            thread::spawn(move || collect(output, &log))
-        })
+        .zip(&lines)
+        .filter_map(|(output, lines)| Some((output?, Arc::clone(lines))))
+        .map(|(output, lines)| thread::spawn(move || collect(output, &lines)))
         .collect();
     let exit = Arc::new(Watched::default());
     let exited = Arc::clone(&exit);
@@ -460,7 +478,7 @@ fn watch(command: &mut Command) -> Watching {
         }
         exited.update(|exit| *exit = Some(status));
     });
-    (id, log, exit)
+    (id, lines, exit)
 }
 
 fn collect(output: Box<dyn Read + Send>, log: &Watched<Log>) {
