@@ -5,13 +5,18 @@
 use std::{
     collections::HashMap,
     net::{TcpListener, TcpStream},
+    path::Path,
+    rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use divan::{Bencher, black_box};
 use tollgate::{
-    account::{Account, AccountKey, Books, CloseReason, Direction, Limits, Meter, Place},
+    account::{
+        Account, AccountKey, Books, CloseReason, Direction, Limits, Meter, Place,
+        audit::{About, Facts, Leg, Scribe, Trail},
+    },
     config::{Balance, Config, CrcPolicy, Family},
     proxy_protocol::decode::{Rules, decode},
     upstream::{
@@ -148,4 +153,85 @@ fn tcp_info(bencher: Bencher<'_, '_>) {
     let address = listener.local_addr().expect("it is bound");
     let client = TcpStream::connect(address).expect("it listens");
     bencher.bench_local(|| tollgate::sys::tcp_info::tcp_info(black_box(&client)).expect("TCP"));
+}
+
+/// A trail into a file on tmpfs, where there is one, and a scribe.
+fn trail(directory: &Path) -> (Trail, Rc<Scribe>) {
+    let text = format!(
+        "[audit]\nsink = \"{}\"\n[[listener]]\nname = \"ingest\"\nbind = \"0.0.0.0:8443\"\nproxy_protocol = \"off\"\nupstream = \"origin\"\n\
+         [[upstream]]\nname = \"origin\"\ntargets = [\"10.0.0.1:443\"]\n",
+        directory.join("audit.log").display()
+    );
+    let config = Config::from_str(&text, "this benchmark").expect("it is right");
+    let about = About {
+        relay_id: "relay-1",
+        config: &config.digest,
+        workers: 1,
+    };
+    let (trail, scribes) = Trail::start(&config.audit, &about).expect("there is room");
+    let scribe = scribes.into_iter().next().expect("there is one");
+    (trail, Rc::new(scribe))
+}
+
+fn facts() -> Facts {
+    let leg = Leg {
+        rtt_us: Some(70_123),
+        min_rtt_us: Some(69_870),
+        retransmits: 2,
+        delivery_rate: Some(12_345_678),
+        bytes_acked: Some(1_048_577),
+        bytes_received: Some(4096),
+    };
+    Facts {
+        client: Some(([172, 31, 7, 9], 51_234).into()),
+        peer: Some(([10, 20, 0, 5], 40_000).into()),
+        target: None,
+        address: Some(([10, 0, 0, 1], 443).into()),
+        bytes: Some([4096, 1_048_576]),
+        legs: [Some(leg); 2],
+    }
+}
+
+/// Records that are handed over before the audit thread is waited for: fewer than a queue has room for.
+const RECORDS: usize = 4000;
+
+/// The records of a session, open and close, handed over: the worker's part. Divide by two for one record.
+#[divan::bench(sample_count = 50, sample_size = 2000)]
+fn audit_session_handed_over(bencher: Bencher<'_, '_>) {
+    let directory = tempfile::tempdir_in("/dev/shm").expect("tmpfs");
+    let (trail, scribe) = trail(directory.path());
+    let account = books(1).account(key(0));
+    let target: Arc<str> = "origin.example.internal:443".into();
+    bencher
+        .with_inputs(|| while trail.status().is_some_and(|status| status.queued > 100) {})
+        .bench_local_values(|()| {
+            let entry = scribe
+                .open(&account, None, facts)
+                .expect("there is a trail");
+            entry.close(&account, CloseReason::Completed, || Facts {
+                target: Some(target.clone()),
+                ..facts()
+            });
+        });
+    trail.end();
+}
+
+/// So many records of sessions that ended, from the queue to the file: the audit thread's part, with its rests.
+#[divan::bench(sample_count = 20, sample_size = 1)]
+fn audit_4000_records_written(bencher: Bencher<'_, '_>) {
+    let directory = tempfile::tempdir_in("/dev/shm").expect("tmpfs");
+    let (trail, scribe) = trail(directory.path());
+    let account = books(1).account(key(0));
+    bencher
+        .counter(divan::counter::ItemsCount::new(RECORDS))
+        .bench_local(|| {
+            for _ in 0..RECORDS / 2 {
+                let entry = scribe
+                    .open(&account, None, facts)
+                    .expect("there is a trail");
+                entry.close(&account, CloseReason::Completed, facts);
+            }
+            trail.head(Duration::from_secs(10)).expect("it is written")
+        });
+    trail.end();
 }

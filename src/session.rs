@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::account::audit::{Facts, Refused, Scribe};
 use crate::account::{
     Account, AccountKey, Books, Cache, CloseReason, HEADER, ListenerShard, Meter, NOBODY,
     PeekOutcome, Refusal,
@@ -62,6 +63,8 @@ pub struct Entrance {
     pub ways: Vec<Option<Rc<Way>>>,
     /// The books of the process.
     pub books: Arc<Books>,
+    /// The worker's hand in the audit trail.
+    pub scribe: Rc<Scribe>,
     /// The worker's engine.
     pub engine: Rc<RefCell<Engine>>,
     /// The worker's wait.
@@ -106,6 +109,8 @@ pub struct Whose<'a> {
     pub endpoint: &'a str,
     /// Its consumer, by its place in the configuration.
     pub consumer: Option<usize>,
+    /// The client, as the header tells it.
+    pub client: Option<SocketAddr>,
     /// Where it goes.
     pub way: Option<&'a Way>,
 }
@@ -115,6 +120,7 @@ impl Whose<'static> {
     pub const NOBODY: Self = Self {
         endpoint: NOBODY,
         consumer: None,
+        client: None,
         way: None,
     };
 }
@@ -166,7 +172,10 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
         return entrance.refuse(client, peer, whose, Refusal::ListenerLimit);
     };
-    let meter = entrance.open(whose);
+    if !entrance.scribe.may_open() {
+        return entrance.refuse(client, peer, whose, Refusal::Audit);
+    }
+    let mut meter = entrance.open(whose, peer);
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
         () = entrance.over.cancelled() => Err(CloseReason::Drained),
@@ -177,6 +186,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
             hold,
             ahead,
         }) => {
+            meter.connected();
             // The engine ends the session by itself.
             entrance.engine.borrow_mut().add(NewSession {
                 client_socket: client,
@@ -195,7 +205,12 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         Err(reason) => {
             let endpoint = &**meter.endpoint();
             debug!(endpoint, client = %arrival.client, %peer, reason = reason.name(), "session closed");
-            meter.close(reason);
+            meter.close_with(reason, || Facts {
+                client: Some(arrival.client),
+                peer: Some(peer),
+                bytes: Some([0; 2]),
+                ..Facts::default()
+            });
         }
     }
 }
@@ -398,6 +413,7 @@ impl Entrance {
     /// Resets a connection whose header is refused: dropping it does.
     pub fn refuse_header(&self, _client: impl AsFd, peer: SocketAddr, error: HeaderError) {
         self.book_refused(Whose::NOBODY, HEADER);
+        self.record_refused(Whose::NOBODY, peer, error.name());
         self.count_header_error(peer, error);
     }
 
@@ -413,6 +429,7 @@ impl Entrance {
     pub fn refuse(&self, _client: impl AsFd, peer: SocketAddr, whose: Whose<'_>, refusal: Refusal) {
         self.shard().refused[refusal as usize].add(1);
         self.book_refused(whose, refusal as usize);
+        self.record_refused(whose, peer, refusal.name());
         if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let listener = &*self.settings.name;
             warn!(listener, %peer, reason = refusal.name(), suppressed, "connection turned away");
@@ -422,7 +439,9 @@ impl Entrance {
     /// Counts and says that no route takes a connection. Dropping it resets it.
     fn unrouted(&self, peer: SocketAddr, arrival: &Arrival, seen: Option<&Seen>) {
         self.shard().refused[Refusal::NoRoute as usize].add(1);
-        self.book_refused(self.whose(arrival, None), Refusal::NoRoute as usize);
+        let whose = self.whose(arrival, None);
+        self.book_refused(whose, Refusal::NoRoute as usize);
+        self.record_refused(whose, peer, Refusal::NoRoute.name());
         if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
             let (listener, reason) = (&*self.settings.name, Refusal::NoRoute.name());
             let endpoint = arrival.endpoint.as_deref().unwrap_or(DIRECT);
@@ -471,19 +490,47 @@ impl Entrance {
         Whose {
             endpoint,
             consumer,
+            client: Some(arrival.client),
             way,
         }
     }
 
-    /// Books a connection opened.
-    fn open(&self, whose: Whose<'_>) -> Meter {
+    /// Books and records a connection opened.
+    fn open(&self, whose: Whose<'_>, peer: SocketAddr) -> Meter {
         let kept = self.kept(whose);
-        if let Some(Ok(meter)) = kept.map(|account| Meter::open(account, self.worker)) {
-            return meter;
-        }
-        let (meter, account) = self.books.open(self.key(whose), self.worker);
-        self.keep(whose, account);
-        meter
+        let kept = kept.and_then(|account| Meter::open(account, self.worker).ok());
+        let meter = kept.unwrap_or_else(|| {
+            let (meter, account) = self.books.open(self.key(whose), self.worker);
+            self.keep(whose, account);
+            meter
+        });
+        meter.recorded(|account| {
+            // The trail says whose it really is.
+            let overflowed = **account.endpoint() != *whose.endpoint;
+            let own = overflowed.then(|| Arc::new(self.key(whose)));
+            let facts = || Facts {
+                client: whose.client,
+                peer: Some(peer),
+                ..Facts::default()
+            };
+            self.scribe.open(account, own, facts)
+        })
+    }
+
+    /// Records a connection refused.
+    fn record_refused(&self, whose: Whose<'_>, peer: SocketAddr, reason: &'static str) {
+        self.scribe.refused(|| {
+            let key = self.key(whose);
+            Refused {
+                listener: key.listener,
+                endpoint: (whose.endpoint != NOBODY).then_some(key.endpoint),
+                consumer: Some(key.consumer),
+                upstream: Some(key.upstream),
+                client: whose.client,
+                peer,
+                reason,
+            }
+        });
     }
 
     /// Books a connection refused.

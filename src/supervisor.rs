@@ -19,6 +19,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
 use crate::admin::{Booking, Room, Top, View};
 use crate::config::{Config, Host};
@@ -74,7 +75,7 @@ pub enum SupervisorError {
     /// No way to resolve names.
     #[error(transparent)]
     Resolver(#[from] ResolverError),
-    /// No room for the counters.
+    /// The books cannot be kept.
     #[error(transparent)]
     Books(#[from] KeepError),
     /// A worker failed. The process cannot go on with a share of its listeners dead.
@@ -168,8 +169,16 @@ async fn supervise(
 ) -> Result<(), SupervisorError> {
     let mut signals = Signals::new()?; // from here on a signal is an orderly end
     // Books first: who has no right to this state directory takes nothing else.
-    let keeping = Keeping::begin(&config, Box::new(|| None))?;
-    let ended = relay(&config, &keeping, open_files, dropped_lines, &mut signals).await;
+    let (keeping, scribes) = Keeping::begin(&config).await?;
+    let ended = relay(
+        &config,
+        &keeping,
+        scribes,
+        open_files,
+        dropped_lines,
+        &mut signals,
+    )
+    .await;
     match &ended {
         // Other workers still count: their counters are booked by the next process, their sessions closed as crashed.
         Err(SupervisorError::Worker(_) | SupervisorError::Panicked) => {}
@@ -185,6 +194,7 @@ async fn supervise(
 async fn relay(
     config: &Arc<Config>,
     keeping: &Keeping,
+    scribes: Vec<Scribe>,
     open_files: Option<u64>,
     dropped_lines: DroppedLines,
     signals: &mut Signals,
@@ -204,19 +214,21 @@ async fn relay(
         booking: Booking {
             ledger: keeping.ledger.clone(),
             unready_after: config.ledger.unready_after,
+            trail: keeping.trail.clone(),
         },
     };
     let descriptors = Arc::new(Semaphore::new(0)); // none before we are ready
     let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
-    let doors = doors.into_iter().zip(passed);
-    let mut workers_said = start_workers(doors, |index, (doors, passed)| Worker {
+    let doors = doors.into_iter().zip(passed).zip(scribes);
+    let mut workers_said = start_workers(doors, |index, ((doors, passed), scribe)| Worker {
         index,
         control: Handle::current(),
         config: config.clone(),
         consumers: consumers.clone(),
         books: books.clone(),
+        scribe,
         upstreams: upstreams.clone(),
         doors,
         pipe_budget: pipe_budget.clone(),

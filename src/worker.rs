@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use crate::account::audit::Scribe;
 use crate::account::{Books, Cache, CloseReason};
 use crate::admin::health::Readiness;
 use crate::config::{self, Config, Consumers, SendProxy};
@@ -52,6 +53,8 @@ pub struct Worker {
     pub consumers: Arc<Consumers>,
     /// The books of the process.
     pub books: Arc<Books>,
+    /// Its hand in the audit trail.
+    pub scribe: Scribe,
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Its sockets of each listener, in the order of the configuration, and the listener's room.
@@ -68,6 +71,14 @@ pub struct Worker {
     pub passed: mpsc::Receiver<Passed>,
     /// How far the process is on its way out, and whether it should get traffic.
     pub readiness: Readiness,
+}
+
+/// What all sessions of a worker share.
+#[derive(Debug, Clone)]
+struct Gear {
+    reactor: Rc<Reactor>,
+    engine: Rc<RefCell<Engine>>,
+    scribe: Rc<Scribe>,
 }
 
 /// A worker's share of a listener.
@@ -139,9 +150,14 @@ impl Worker {
             let reviewing = review(upstream, dialer.clone(), reactor, engine);
             accepting.spawn_local(stop.clone().run_until_cancelled_owned(reviewing));
         }
+        let gear = Gear {
+            reactor: reactor.clone(),
+            engine: engine.clone(),
+            scribe: Rc::new(std::mem::replace(&mut self.scribe, Scribe::off())),
+        };
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &reactor, &engine, &dialers, &over);
+            let entrance = self.entrance(index, &door, &gear, &dialers, &over);
             entrances.push(entrance.clone());
             for socket in door.sockets {
                 let listener = Watched::new(&reactor, socket.into())?;
@@ -152,6 +168,12 @@ impl Worker {
                     stop.clone(),
                 ));
             }
+        }
+        if let Some(interval) = self.config.audit.interval
+            && gear.scribe.is_on()
+        {
+            let recording = record(interval, gear.clone());
+            accepting.spawn_local(stop.clone().run_until_cancelled_owned(recording));
         }
         let sweeping = sweep(entrances.clone(), reactor);
         accepting.spawn_local(stop.clone().run_until_cancelled_owned(sweeping));
@@ -218,8 +240,7 @@ impl Worker {
         &self,
         index: usize,
         door: &Door,
-        reactor: &Rc<Reactor>,
-        engine: &Rc<RefCell<Engine>>,
+        gear: &Gear,
         dialers: &[Rc<Dialer>],
         over: &CancellationToken,
     ) -> Rc<Entrance> {
@@ -247,8 +268,9 @@ impl Worker {
             turned_away: self.cache(),
             ways,
             books: self.books.clone(),
-            engine: engine.clone(),
-            reactor: reactor.clone(),
+            scribe: gear.scribe.clone(),
+            engine: gear.engine.clone(),
+            reactor: gear.reactor.clone(),
             waiting: Rc::new(WaitingRoom::new(door.pending.clone())),
             spread: self.spread.clone(),
             descriptors: self.descriptors.clone(),
@@ -291,6 +313,34 @@ async fn review(
         let _ = reactor
             .timeout_at(Instant::now() + REVIEW, changes.changed())
             .await;
+    }
+}
+
+/// Sessions whose going on is recorded at a time: two calls each.
+const RECORDED: usize = 64;
+
+/// The pause between them: so many sessions that even 100,000 have a record each half minute, and no message waits long behind them.
+const RECORDING: Duration = Duration::from_millis(20);
+
+/// Records, for ever, how sessions go on: each once in an interval, and evenly, whenever they were opened.
+async fn record(interval: Duration, gear: Gear) {
+    let mut before = Instant::now();
+    let mut owed = 0;
+    loop {
+        let places = gear.engine.borrow().places().max(RECORDED);
+        let pause = interval.mul_f64(RECORDED as f64 / places as f64);
+        let until = before + pause.clamp(RECORDING, Duration::from_secs(1));
+        gear.reactor.sleep_until(until).await;
+        let now = Instant::now();
+        let mut engine = gear.engine.borrow_mut();
+        let passed = now.saturating_duration_since(before).as_nanos();
+        let length = interval.as_nanos().max(1);
+        owed += passed * engine.places() as u128;
+        let due = usize::try_from(owed / length).unwrap_or(usize::MAX);
+        owed %= length;
+        before = now;
+        engine.begin(now);
+        engine.record(due.min(RECORDED), interval / 2);
     }
 }
 

@@ -1,5 +1,6 @@
-//! How the ledger does, for whoever asks whether the books are kept.
+//! How the ledger and the audit trail do, for whoever asks whether the books are kept.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,35 +8,58 @@ use prometheus::proto::MetricFamily;
 use serde_json::{Value, json};
 
 use super::family::{Family, counter, gauge};
+use crate::account::Event;
+use crate::account::audit::{self, Trail};
 use crate::account::ledger::{Ledger, Status};
 
-/// The ledger, and what its troubles mean for traffic.
-#[derive(Debug, Clone, Default)]
+/// The ledger and the audit trail, and what their troubles mean for traffic.
+#[derive(Debug, Clone)]
 pub struct Booking {
     /// `None`: the books are in memory.
     pub ledger: Option<Arc<Ledger>>,
     /// `ledger.unready_after`.
     pub unready_after: Option<Duration>,
+    /// The audit trail.
+    pub trail: Arc<Trail>,
 }
 
 impl Booking {
     /// What is wrong, in a sentence, and whether that is a reason to ask for no more traffic.
     pub(super) fn trouble(&self) -> Option<(bool, String)> {
-        trouble(&self.ledger.as_ref()?.status(), self.unready_after)
+        let ledger = self.ledger.as_ref();
+        let of_ledger = ledger.and_then(|ledger| trouble(&ledger.status(), self.unready_after));
+        let of_trail = self.trail.status().and_then(|status| {
+            let why = format!("the audit trail fails: {}", status.failing?);
+            Some((status.blocking, why))
+        });
+        match (of_ledger, of_trail) {
+            (Some((a, ledger)), Some((b, trail))) => Some((a || b, format!("{ledger}; {trail}"))),
+            (one, other) => one.or(other),
+        }
     }
 
-    pub(super) fn status(&self) -> Value {
-        let Some(ledger) = &self.ledger else {
-            return Value::Null;
-        };
-        let mut value = status(&ledger.status());
-        value["anchor"] = json!(ledger.last_anchor());
-        value
+    /// Of both, for people.
+    pub(super) fn status(&self) -> [Value; 2] {
+        let of_ledger = self.ledger.as_ref().map(|ledger| {
+            let mut value = status(&ledger.status());
+            value["anchor"] = json!(ledger.last_anchor());
+            value
+        });
+        let of_trail = self.trail.status().map(|status| status_of_trail(&status));
+        [of_ledger, of_trail].map(Option::unwrap_or_default)
     }
 
     pub(super) fn families(&self) -> Vec<MetricFamily> {
-        let status = self.ledger.as_ref().map(|ledger| ledger.status());
-        status.map_or(Vec::new(), |status| families(&status))
+        let of_ledger = self
+            .ledger
+            .as_ref()
+            .map(|ledger| families(&ledger.status()));
+        let of_trail = self.trail.status().map(|status| families_of_trail(&status));
+        [of_ledger, of_trail]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect()
     }
 }
 
@@ -128,6 +152,44 @@ fn families(status: &Status) -> Vec<MetricFamily> {
         ));
     }
     families.into_iter().map(Family::into_proto).collect()
+}
+
+fn status_of_trail(status: &audit::Status) -> Value {
+    let records = Event::ALL.iter().zip(status.records);
+    let records: BTreeMap<_, _> = records.map(|(event, n)| (event.name(), n)).collect();
+    json!({
+        "sink": status.sink,
+        "sequence": status.sequence,
+        "head": status.head,
+        "records": records,
+        "queued": status.queued,
+        "dropped": status.dropped,
+        "failing": status.failing,
+        "blocking": status.blocking,
+    })
+}
+
+fn families_of_trail(status: &audit::Status) -> Vec<MetricFamily> {
+    let mut records = counter(
+        "tollgate_audit_records_total",
+        "Records of the audit trail, by event.",
+    );
+    for event in Event::ALL {
+        let n = status.records[event as usize];
+        records.add(&[("event", event.name())], n);
+    }
+    let mut dropped = counter(
+        "tollgate_audit_dropped_total",
+        "Records that were dropped because the sink takes too little.",
+    );
+    dropped.add(&[], status.dropped);
+    let mut queue = gauge("tollgate_audit_queue", "Records that wait for the sink.");
+    queue.add(&[], status.queued);
+    let mut failing = gauge("tollgate_audit_failing", "1 while the sink takes nothing.");
+    failing.add(&[], u64::from(status.failing.is_some()));
+    [records, dropped, queue, failing]
+        .map(Family::into_proto)
+        .into()
 }
 
 #[expect(

@@ -11,12 +11,14 @@ use crate::account::{AccountTotals, CloseReason, Direction, refused_name};
 pub(super) fn status(view: &View) -> Value {
     let snapshot = view.books.snapshot();
     let now = Instant::now();
+    let [ledger, audit] = view.readiness.booking.status();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "phase": view.readiness.phase.borrow().name(),
         "uptime_seconds": now.duration_since(view.began).as_secs(),
         "workers": view.workers,
-        "ledger": view.readiness.booking.status(),
+        "ledger": ledger,
+        "audit": audit,
         "listeners": snapshot.listeners.iter().zip(&view.rooms).map(|(listener, room)| json!({
             "name": &*listener.name,
             "addresses": room.addresses,

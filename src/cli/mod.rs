@@ -15,6 +15,7 @@ use std::io;
 
 use clap::{Parser, Subcommand};
 
+use crate::account::audit::TrailError;
 use crate::account::ledger::LedgerError;
 use crate::config;
 use crate::supervisor::{KeepError, SupervisorError};
@@ -122,7 +123,10 @@ fn of_books(error: &KeepError) -> ExitCode {
     match error {
         KeepError::Ledger(error) => of_ledger(error),
         KeepError::RunDir { error, .. } => of_place(error),
-        KeepError::Counters(_) => ExitCode::Internal,
+        KeepError::Trail(TrailError::Sink { error, .. } | TrailError::Key { error, .. }) => {
+            of_place(error)
+        }
+        KeepError::Counters(_) | KeepError::Trail(TrailError::Thread(_)) => ExitCode::Internal,
     }
 }
 
@@ -135,7 +139,7 @@ fn of_ledger(error: &LedgerError) -> ExitCode {
     }
 }
 
-/// Of a directory that cannot be used.
+/// Of a file or directory that cannot be used.
 fn of_place(error: &io::Error) -> ExitCode {
     match error.kind() {
         io::ErrorKind::PermissionDenied => ExitCode::Permission,

@@ -45,6 +45,8 @@ pub struct Engine {
     now: Millis,
     /// The session after the one that was measured last.
     measured: usize,
+    /// The place after the one that was recorded last.
+    recorded: usize,
     /// Told whenever there is no session left.
     emptied: Rc<Notify>,
 }
@@ -72,6 +74,7 @@ impl Engine {
             began: Instant::now(),
             now: 0,
             measured: 0,
+            recorded: 0,
             emptied: Rc::default(),
         }
     }
@@ -149,7 +152,33 @@ impl Engine {
                 .find(|index| self.sessions.contains(*index));
             let Some(index) = next else { return };
             self.measured = index + 1;
-            self.sessions[index].measure();
+            let _ = self.sessions[index].measure();
+        }
+    }
+
+    /// Places for sessions, taken or not: what [`Self::record`] goes round.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.sessions.capacity()
+    }
+
+    /// Records how the sessions in the next `most` places go on, those that are as old as `since`; others the next time.
+    pub fn record(&mut self, most: usize, since: Duration) {
+        let since = Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX);
+        for _ in 0..most.min(self.places()) {
+            if self.recorded >= self.places() {
+                self.recorded = 0;
+            }
+            let session = self.sessions.get_mut(self.recorded);
+            self.recorded += 1;
+            if let Some(session) = session
+                && session.meter.is_recorded()
+                && session.lifetime.age(self.now) >= since
+            {
+                let upstream = session.measure();
+                let facts = session.facts(upstream);
+                session.meter.progress(|| facts);
+            }
         }
     }
 
@@ -387,7 +416,7 @@ impl Engine {
         {
             session.sockets.iter().for_each(leg::close_in_order);
         }
-        session.measure();
+        let upstream = session.measure();
         session.judge_address(reason, self.now);
         let [bytes_to_upstream, bytes_to_client] = session.bytes;
         debug!(
@@ -401,7 +430,11 @@ impl Engine {
             reason = reason.name(),
             "session closed"
         );
-        session.meter.close(reason);
+        let recorded = session.meter.is_recorded();
+        let facts = recorded.then(|| session.facts(upstream));
+        session
+            .meter
+            .close_with(reason, || facts.unwrap_or_default());
         if self.sessions.is_empty() {
             self.emptied.notify_one();
         }

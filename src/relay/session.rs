@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, ioctl_fionread};
@@ -10,13 +11,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::half::Half;
 use super::lifetime::{Lifetime, Phase};
 use super::timer::Millis;
+use crate::account::audit::{Facts, Leg};
 use crate::account::{CloseReason, Direction, Meter};
 use crate::config::{RelayMode, SessionLimits};
 use crate::reactor::{END, Watched};
 use crate::spread::Load;
 use crate::sys::pipe::Pipe;
 use crate::sys::socket::unacknowledged;
-use crate::sys::tcp_info::tcp_info;
+use crate::sys::tcp_info::{TcpInfo, tcp_info};
 use crate::upstream::address::Hold;
 use crate::upstream::balance::key_of;
 
@@ -215,16 +217,30 @@ impl Session {
             && !self.sockets.iter().any(unread)
     }
 
-    /// Tells the upstream's address how the way there is.
-    pub(super) fn measure(&mut self) {
-        let Ok(info) = tcp_info(&self.sockets[Side::Upstream as usize]) else {
-            return; // an older kernel than any we know, or a fault of ours: the figures stay as they are
-        };
+    /// Tells the upstream's address how the way there is, and whoever asks, what the kernel knows of it.
+    pub(super) fn measure(&mut self) -> Option<TcpInfo> {
+        // It fails on an older kernel than any we know, or by a fault of ours: then the figures stay as they are.
+        let info = tcp_info(&self.sockets[Side::Upstream as usize]).ok()?;
         let retransmits = info.total_retransmits;
         let more = retransmits.saturating_sub(self.retransmits);
         self.retransmits = retransmits;
         let address = self.place.hold.address();
         address.measured(info.rtt, info.delivery_rate, more.into());
+        Some(info)
+    }
+
+    /// What the audit trail tells of it beside its account. Asks the kernel about the client's leg.
+    pub(super) fn facts(&self, upstream: Option<TcpInfo>) -> Facts {
+        let client = tcp_info(&self.sockets[Side::Client as usize]).ok();
+        let address = self.place.hold.address();
+        Facts {
+            client: Some(self.parties.client),
+            peer: Some(self.parties.peer),
+            target: Some(address.target.clone()),
+            address: Some(address.at),
+            bytes: Some(self.bytes),
+            legs: [client.map(leg), upstream.map(leg)],
+        }
     }
 
     /// Tells the upstream's address what its end means for it.
@@ -248,6 +264,19 @@ impl Session {
             None if self.halves.iter().any(Half::is_finished) => Phase::Closing,
             None => Phase::Open,
         }
+    }
+}
+
+/// A leg, as the audit trail tells it.
+fn leg(info: TcpInfo) -> Leg {
+    let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    Leg {
+        rtt_us: info.rtt.map(micros),
+        min_rtt_us: info.min_rtt.map(micros),
+        retransmits: info.total_retransmits,
+        delivery_rate: info.delivery_rate,
+        bytes_acked: info.bytes_acked,
+        bytes_received: info.bytes_received,
     }
 }
 

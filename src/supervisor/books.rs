@@ -3,15 +3,20 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use tokio::task::spawn_local;
+use tokio::task::{spawn_blocking, spawn_local};
 use tracing::{error, info, warn};
 
-use crate::account::ledger::{Head, Ledger, LedgerError, Settings};
+use crate::account::audit::{About, Scribe, Trail, TrailError};
+use crate::account::ledger::{Ledger, LedgerError, Settings};
 use crate::account::leftover::{self, Leftover, LeftoverError};
-use crate::account::{self, Books, BooksError, Limits, Place};
+use crate::account::{self, Anchor, Books, BooksError, Limits, Place};
 use crate::config::Config;
+
+/// How long a booking waits for the head of the audit trail: it goes without where the trail's sink is stuck.
+const HEAD: Duration = Duration::from_secs(2);
 
 /// Why books cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,9 @@ pub enum KeepError {
     /// The ledger is another's, or cannot be begun.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The audit trail cannot be begun.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
 }
 
 /// The books while the process runs.
@@ -38,11 +46,52 @@ pub(super) struct Keeping {
     pub(super) books: Arc<Books>,
     /// `None`: the books are in memory.
     pub(super) ledger: Option<Arc<Ledger>>,
+    pub(super) trail: Arc<Trail>,
+    anchoring: Arc<Anchoring>,
+}
+
+/// Where the ledger asks for the head of the trail. The ledger is first, because it has the lock: two processes must not write one trail.
+#[derive(Debug, Default)]
+struct Anchoring {
+    trail: OnceLock<Arc<Trail>>,
+    /// The head of all: when it has ended, the trail knows no more.
+    last: OnceLock<Anchor>,
+}
+
+impl Anchoring {
+    fn head(&self) -> Option<Anchor> {
+        match self.last.get() {
+            Some(last) => Some(last.clone()),
+            None => self.trail.get()?.head(HEAD),
+        }
+    }
 }
 
 impl Keeping {
-    /// Opens the books; from here on they are booked. `head` is asked at each booking.
-    pub(super) fn begin(config: &Config, head: Head) -> Result<Self, KeepError> {
+    /// Opens the books; from here on they are booked. Gives each worker its hand in the audit trail.
+    pub(super) async fn begin(config: &Config) -> Result<(Self, Vec<Scribe>), KeepError> {
+        let mut keeping = Self::open(config)?;
+        let about = About {
+            relay_id: &config.relay_id,
+            config: &config.digest,
+            workers: config.workers.get(),
+        };
+        match Trail::start(&config.audit, &about) {
+            Ok((trail, scribes)) => {
+                keeping.trail = Arc::new(trail);
+                // Nobody else sets it.
+                let _ = keeping.anchoring.trail.set(keeping.trail.clone());
+                Ok((keeping, scribes))
+            }
+            Err(error) => {
+                keeping.end().await;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn open(config: &Config) -> Result<Self, KeepError> {
+        let anchoring = Arc::new(Anchoring::default());
         let names: Vec<_> = config
             .listeners
             .iter()
@@ -54,7 +103,7 @@ impl Keeping {
                 "the books are kept in memory: they start at zero with each process. Write state_dir, or --state-dir, to keep them"
             );
             let books = Books::new(Place::Memory, &names, workers, limits)?;
-            return Ok(Self::kept(Arc::new(books), None, config));
+            return Ok(Self::kept(Arc::new(books), None, anchoring, config));
         };
         std::fs::create_dir_all(run_dir).map_err(|error| KeepError::RunDir {
             path: run_dir.clone(),
@@ -63,7 +112,15 @@ impl Keeping {
         let leftovers = take_over(run_dir);
         let place = Place::File(run_dir.clone());
         let books = Arc::new(Books::new(place, &names, workers, limits)?);
-        let settings = settings(config, state_dir);
+        let settings = Settings {
+            state_dir: state_dir.clone(),
+            interval: config.ledger.interval,
+            keep: config.ledger.keep,
+            relay: config.relay_id.to_string(),
+            endpoints: config.endpoints.clone(),
+        };
+        let asked = anchoring.clone();
+        let head = Box::new(move || asked.head());
         let ledger = Ledger::start(settings, books.clone(), leftovers, head).inspect_err(|_| {
             // Nothing was counted yet; and should it stay, it is booked as what it is: nothing.
             let _ = books.remove_file();
@@ -74,16 +131,32 @@ impl Keeping {
             interval = ?config.ledger.interval,
             "the books outlive this process"
         );
-        Ok(Self::kept(books, Some(Arc::new(ledger)), config))
+        let ledger = Some(Arc::new(ledger));
+        Ok(Self::kept(books, ledger, anchoring, config))
     }
 
-    fn kept(books: Arc<Books>, ledger: Option<Arc<Ledger>>, config: &Config) -> Self {
+    fn kept(
+        books: Arc<Books>,
+        ledger: Option<Arc<Ledger>>,
+        anchoring: Arc<Anchoring>,
+        config: &Config,
+    ) -> Self {
         spawn_local(account::keep(books.clone(), config.accounts.idle_after));
-        Self { books, ledger }
+        Self {
+            books,
+            ledger,
+            trail: Arc::new(Trail::off()),
+            anchoring,
+        }
     }
 
-    /// Books for the last time, for a bounded time. Once nobody counts any more.
+    /// Says in the trail that the process ended, and books for the last time, that head too. Once nobody counts any more; each for a bounded time.
     pub(super) async fn end(self) {
+        let trail = self.trail;
+        // It waits for its sink; whoever asks for our health must not.
+        if let Ok(Some(last)) = spawn_blocking(move || trail.end()).await {
+            let _ = self.anchoring.last.set(last);
+        }
         let Some(ledger) = self.ledger else {
             return;
         };
@@ -94,16 +167,6 @@ impl Keeping {
                 "the last booking failed: the counters stay in run_dir, and the next start books them, unless this machine is restarted before"
             ),
         }
-    }
-}
-
-pub(super) fn settings(config: &Config, state_dir: &Path) -> Settings {
-    Settings {
-        state_dir: state_dir.to_owned(),
-        interval: config.ledger.interval,
-        keep: config.ledger.keep,
-        relay: config.relay_id.to_string(),
-        endpoints: config.endpoints.clone(),
     }
 }
 

@@ -42,6 +42,8 @@ pub struct TcpInfo {
     pub total_retransmits: u32,
     /// Bytes that the peer has acknowledged, its SYN among them; since Linux 4.1.
     pub bytes_acked: Option<u64>,
+    /// Bytes of its own that were acknowledged to it, whether they were read or not; its FIN counts as one. Since Linux 4.1.
+    pub bytes_received: Option<u64>,
     /// The rate at which it last got them, in bytes a second; `None` before the first was measured. Since Linux 4.9.
     pub delivery_rate: Option<u64>,
 }
@@ -130,6 +132,7 @@ impl Prefix {
             return None;
         }
         let acked = has(offset_of!(Self, bytes_acked) + size_of::<u64>());
+        let received = has(offset_of!(Self, bytes_received) + size_of::<u64>());
         let min_rtt = has(offset_of!(Self, min_rtt) + size_of::<u32>());
         let rate = has(offset_of!(Self, delivery_rate) + size_of::<u64>());
         Some(TcpInfo {
@@ -139,6 +142,7 @@ impl Prefix {
             min_rtt: (min_rtt && self.min_rtt < u32::MAX).then(|| micros(self.min_rtt)),
             total_retransmits: self.total_retransmits,
             bytes_acked: acked.then_some(self.bytes_acked),
+            bytes_received: received.then_some(self.bytes_received),
             delivery_rate: (rate && self.delivery_rate > 0).then_some(self.delivery_rate),
         })
     }
@@ -157,6 +161,7 @@ mod tests {
         assert_eq!(offset_of!(Prefix, rtt), 68);
         assert_eq!(offset_of!(Prefix, total_retransmits), 100);
         assert_eq!(offset_of!(Prefix, bytes_acked), 120);
+        assert_eq!(offset_of!(Prefix, bytes_received), 128);
         assert_eq!(offset_of!(Prefix, min_rtt), 148);
         assert_eq!(offset_of!(Prefix, delivery_rate), 160);
         assert_eq!(size_of::<Prefix>(), 168);
@@ -176,6 +181,9 @@ mod tests {
         let info = tcp_info(&client).unwrap();
         assert_eq!(info.state, TcpState::Established);
         assert!(info.bytes_acked >= Some(100_000), "{info:?}");
+        assert_eq!(info.bytes_received, Some(1), "{info:?}");
+        let received = tcp_info(&server).unwrap().bytes_received;
+        assert_eq!(received, Some(100_000));
         assert!(
             info.rtt
                 .is_some_and(|rtt| rtt > Duration::ZERO && rtt < Duration::from_secs(10)),
