@@ -12,12 +12,20 @@ use std::{
 };
 
 use divan::{Bencher, black_box};
+use jiff::{SignedDuration, Timestamp};
+use tempfile::TempDir;
 use tollgate::{
     account::{
-        Account, AccountKey, Books, CloseReason, Direction, Limits, Meter, Place,
+        Account, AccountKey, AccountTotals, Books, CloseReason, Counters, Direction, Limits, Meter,
+        Place, SlotTotals,
         audit::{About, Facts, Leg, Scribe, Trail},
+        ledger::{
+            By, FILE, Query,
+            read::Reading,
+            store::{Batch, Store},
+        },
     },
-    config::{Balance, Config, CrcPolicy, Family},
+    config::{Balance, Config, CrcPolicy, Endpoints, Family},
     proxy_protocol::decode::{Rules, decode},
     upstream::{
         Upstream,
@@ -153,6 +161,88 @@ fn tcp_info(bencher: Bencher<'_, '_>) {
     let address = listener.local_addr().expect("it is bound");
     let client = TcpStream::connect(address).expect("it listens");
     bencher.bench_local(|| tollgate::sys::tcp_info::tcp_info(black_box(&client)).expect("TCP"));
+}
+
+/// A connection more on each of so many accounts.
+fn count(slots: &mut [SlotTotals]) {
+    for slot in slots {
+        let counters = &mut slot.totals.counters;
+        counters.opened += 1;
+        counters.closed[CloseReason::Completed as usize] += 1;
+        counters.bytes[0] += 1000;
+        counters.bytes[1] += 100_000;
+        counters.connection_ms += 250;
+    }
+}
+
+fn slots(accounts: u32) -> Vec<SlotTotals> {
+    let slot = |slot: u32| SlotTotals {
+        slot,
+        generation: 1,
+        totals: AccountTotals {
+            key: key(slot as usize),
+            counters: Counters::default(),
+            peak: 1,
+        },
+        booked: Counters::default(),
+    };
+    (0..accounts).map(slot).collect()
+}
+
+fn ledger() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(&dir.path().join(FILE), "relay-1", &Endpoints::default());
+    (dir, store.expect("a ledger"))
+}
+
+fn book(store: &mut Store, now: Timestamp, slots: &mut [SlotTotals]) {
+    count(slots);
+    let batch = Batch {
+        file: 1,
+        slots,
+        finished: false,
+        anchor: None,
+    };
+    store.book(now, &batch).expect("a booking");
+}
+
+/// A booking of accounts that all changed, to the disk and synced: what the ledger's thread does every interval, at the worst.
+#[divan::bench(args = [1, 1000, 50_000], sample_count = 10, sample_size = 1)]
+fn ledger_booking(bencher: Bencher<'_, '_>, accounts: u32) {
+    let (_dir, mut store) = ledger();
+    let mut slots = slots(accounts);
+    let now = Timestamp::now();
+    book(&mut store, now, &mut slots);
+    bencher.bench_local(|| book(&mut store, now, &mut slots));
+}
+
+/// `tollgate usage --by endpoint --by month` over a year of 1,000 endpoints that were busy in every hour, and the hours of its last month. Each hour
+/// is booked as a relay books it: what is set up takes a minute.
+#[divan::bench(args = ["year by endpoint and month", "month by hour"], sample_count = 5, sample_size = 1)]
+fn ledger_report(bencher: Bencher<'_, '_>, what: &str) {
+    let (dir, mut store) = ledger();
+    let mut slots = slots(1000);
+    let first = Timestamp::from_second(1_800_000_000).expect("a time");
+    let hours = if what.starts_with("year") { 8760 } else { 720 };
+    for hour in 0..hours {
+        let now = first + SignedDuration::from_hours(hour);
+        book(&mut store, now, &mut slots);
+        store.roll(now).expect("the hour before");
+    }
+    let by = if what.starts_with("year") {
+        vec![By::Endpoint, By::Month]
+    } else {
+        vec![By::Hour]
+    };
+    let query = Query {
+        by,
+        ..Query::default()
+    };
+    let reading = Reading::open(dir.path()).expect("it can be read");
+    bencher.bench_local(|| {
+        let until = Instant::now() + Duration::from_secs(600);
+        reading.report(black_box(&query), until).expect("a report")
+    });
 }
 
 /// A trail into a file on tmpfs, where there is one, and a scribe.

@@ -70,7 +70,7 @@ impl Socket {
             let caller = Caller::of(&stream);
             http::serve(stream, Vec::new(), Requests::Many, move |request| {
                 let view = view.clone();
-                async move { answer(&view, caller, request).await }
+                async move { answer(view, caller, request).await }
             })
         })
         .await;
@@ -133,23 +133,22 @@ impl Caller {
     }
 }
 
-async fn answer(view: &View, caller: Caller, request: Parts) -> Answer {
+async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
     let path = request.uri.path();
     let answered = match (path, &request.method) {
         ("/endpoints", &(Method::GET | Method::HEAD)) => {
-            let accounts = view.books.snapshot().accounts;
-            Ok(Json(json!(connected(&accounts, &view.endpoints))).into())
+            whole(move || connected(&view.books.snapshot().accounts, &view.endpoints)).await
         }
-        ("/usage", &(Method::GET | Method::HEAD)) => usage(view, request.uri.query()).await,
-        ("/anchor", &(Method::GET | Method::HEAD)) => anchor(view),
+        ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,
+        ("/anchor", &(Method::GET | Method::HEAD)) => anchor(&view),
         ("/usage/export", &Method::POST) if caller.trusted => {
-            export(view, request.uri.query()).await
+            export(&view, request.uri.query()).await
         }
         ("/usage/export", &Method::POST) => {
             let why = "only root and the relay's own user may export: what was exported is not exported again\n";
             Err(Text(StatusCode::FORBIDDEN, why.to_owned()))
         }
-        _ => Ok(super::answer(view, &request.method, path)),
+        _ => Ok(super::answer(&view, &request.method, path)),
     };
     answered.unwrap_or_else(Answer::from)
 }
@@ -165,12 +164,12 @@ async fn usage(view: &View, query: Option<&str>) -> Answered {
         // What is booked already is answered for; the rest is in memory, and readiness tells.
         warn!(%error, "usage is told as of the last booking");
     }
-    whole(rows).await
+    whole(move || rows).await
 }
 
-/// Writes the rows in a thread of their own: there may be a hundred thousand, and this one has names to resolve.
-async fn whole<T: Serialize + Send + 'static>(rows: T) -> Answered {
-    let written = spawn_blocking(move || serde_json::to_string(&rows)).await;
+/// Makes and writes a list in a thread of its own: it may have a hundred thousand lines, and this one has names to resolve.
+async fn whole<T: Serialize>(list: impl FnOnce() -> T + Send + 'static) -> Answered {
+    let written = spawn_blocking(move || serde_json::to_string(&list())).await;
     let failed = |why: String| Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n"));
     let text = written.map_err(|error| failed(error.to_string()))?;
     Ok(Answer::json(
@@ -204,7 +203,8 @@ async fn export(view: &View, query: Option<&str>) -> Answered {
     }
     // The hour that was over a moment ago is to be whole.
     ledger.book_now().await.map_err(refused)?;
-    whole(ledger.export(to, all).await.map_err(refused)?).await
+    let exported = ledger.export(to, all).await.map_err(refused)?;
+    Ok(Json(json!(exported)).into())
 }
 
 fn ledger(view: &View) -> Result<&Ledger, Text> {

@@ -1,5 +1,6 @@
 //! The command line: what may be written there, and which command it leads to.
 
+mod audit;
 mod check;
 mod client;
 mod decode;
@@ -33,7 +34,7 @@ const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
     max_term_width = 100
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 1 something found by check --probe, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
+    after_help = "Exit codes: 0 done, 1 something found by check --probe or audit verify, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
                         69 address in use, or no relay answers, 70 internal, 75 state directory in use by another relay, 77 not permitted, 78 configuration."
 )]
 pub struct Cli {
@@ -48,6 +49,7 @@ enum Command {
     Decode(decode::Args),
     Usage(usage::Args),
     Endpoints(endpoints::Args),
+    Audit(audit::Args),
 }
 
 /// Why a command did not do what it was asked for.
@@ -84,6 +86,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Decode(arguments) => decode::run(&arguments),
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
+        Command::Audit(arguments) => audit::run(&arguments),
     }
 }
 

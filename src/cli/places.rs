@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{CONFIG_PATH, Error};
 use crate::account::ledger::Settings;
 use crate::config::defaults::{LEDGER_INTERVAL, LEDGER_KEEP};
-use crate::config::{ADMIN_SOCKET, Config, Directories, Endpoints, ErrorKind};
+use crate::config::{ADMIN_SOCKET, Audit, Config, Directories, Endpoints, ErrorKind};
 
 /// How a relay is named.
 #[derive(Debug, Default, clap::Args)]
@@ -36,6 +36,11 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// What its configuration says of the audit trail.
+    pub(super) fn audit(&self) -> Option<&Audit> {
+        self.config.as_ref().map(|config| &config.audit)
+    }
+
     /// What a ledger has to be told that is opened without a relay.
     pub(super) fn settings(&self) -> Settings {
         let known = self.config.as_ref();

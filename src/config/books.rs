@@ -69,7 +69,7 @@ pub enum OnFull {
 /// `[endpoint."ID or glob"]`, all of them.
 #[derive(Debug, Clone, Default)]
 pub struct Endpoints {
-    /// The most specific first: an id before globs, a longer glob before a shorter one.
+    /// The most specific first: ids, by what they are, then globs, a longer before a shorter one.
     pub entries: Vec<EndpointEntry>,
 }
 
@@ -109,8 +109,19 @@ impl Endpoints {
     /// What is said of `endpoint`: the most specific entry wins, key by key.
     #[must_use]
     pub fn named(&self, endpoint: &str) -> Named {
+        // There may be thousands of ids, and this is asked for as many endpoints at once.
+        let (ids, globs) = self
+            .entries
+            .split_at(self.entries.partition_point(EndpointEntry::is_id));
+        let id = ids.binary_search_by(|entry| (*entry.pattern).cmp(endpoint));
         let fits = |entry: &&EndpointEntry| matches_glob(&entry.pattern, endpoint);
-        let entries: Vec<_> = self.entries.iter().filter(fits).collect();
+        let globs = globs.iter().filter(fits);
+        let entries: Vec<_> = id
+            .ok()
+            .map(|id| &ids[id])
+            .into_iter()
+            .chain(globs)
+            .collect();
         let first = |of: &dyn Fn(&EndpointEntry) -> Option<Arc<str>>| {
             entries
                 .iter()

@@ -59,6 +59,7 @@ pub use self::sink::files;
 use self::sink::{FileSink, PipeSink, Rotation, Sink, followed, open, set_aside};
 use crate::account::{Anchor, Event};
 use crate::config;
+use crate::telemetry::LogLimiter;
 
 /// How long an end waits for a sink that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -112,6 +113,8 @@ struct Running {
     said: Mutex<u64>,
     /// How long an end waits for the sink.
     patience: Duration,
+    /// The head that it ended with.
+    last: Mutex<Option<Anchor>>,
     sink: config::Sink,
 }
 
@@ -238,6 +241,7 @@ impl Trail {
             past: resumed.past,
             crashed: Vec::new(),
             gaps_told: vec![[0; Event::ALL.len()]; about.workers],
+            gap_log: LogLimiter::default(),
             whole_at: now(),
             leaving: None,
             looked_after: Instant::now(),
@@ -257,16 +261,20 @@ impl Trail {
             thread: Mutex::new(Some(thread)),
             said: Mutex::default(),
             patience,
+            last: Mutex::default(),
             sink: settings.sink.clone(),
         }));
         Ok((trail, scribes))
     }
 
     /// The head of everything that was handed over before: written, and synced where the sink is a file. Said in the log where it is another than the last time.
-    /// `None`: there is no trail, or its sink has not taken everything within `timeout`. For the ledger's thread; it waits.
+    /// `None`: there is no trail, or its sink has not taken everything within `timeout`. After [`Self::end`], what that was. For the ledger's thread; it waits.
     #[must_use]
     pub fn head(&self, timeout: Duration) -> Option<Anchor> {
         let running = self.0.as_ref()?;
+        if let Some(last) = &*running.last.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Some(last.clone());
+        }
         let (reply, answer) = sync_channel(1);
         running.ask(Command::Head(reply));
         let anchor = answer.recv_timeout(timeout).ok()?;
@@ -346,6 +354,7 @@ impl Trail {
             },
         };
         say(&anchor);
+        *running.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor.clone());
         Some(anchor)
     }
 }

@@ -24,6 +24,7 @@ use super::recover::{LastSeen, look_back};
 use super::sink::Sink;
 use crate::account::{Anchor, CloseReason, Event};
 use crate::sys::clock::monotonic_ms;
+use crate::telemetry::LogLimiter;
 
 /// How long the thread rests after a batch: what a kill may take from the trail, beside what the sink did not take.
 const REST: Duration = Duration::from_millis(20);
@@ -87,6 +88,8 @@ pub(super) struct Press {
     pub(super) crashed: Vec<LastSeen>,
     /// What was dropped, as far as records tell of it.
     pub(super) gaps_told: Vec<[u64; Event::ALL.len()]>,
+    /// Bounds the lines that say so in the log.
+    pub(super) gap_log: LogLimiter,
     /// When nothing had been dropped beyond that.
     pub(super) whole_at: Micros,
     /// The name that the file is to have: its last line says so already.
@@ -253,9 +256,13 @@ impl Press {
             line.raw("dropped_by_event", by_event.as_bytes());
         });
         self.count(Event::Gap);
+        let Some(suppressed) = self.gap_log.allow(Instant::now()) else {
+            return;
+        };
         warn!(
             dropped = all,
             %since,
+            suppressed,
             "audit records were dropped: they came faster than the sink takes them; audit.on_full = \"block\" refuses sessions instead"
         );
     }

@@ -165,6 +165,11 @@ fn a_session_is_recorded_from_open_to_close() {
     });
     scribe.refused(refused);
     let anchor = trail.end().expect("everything was written");
+    assert_eq!(
+        trail.head(BOUND).as_ref(),
+        Some(&anchor),
+        "for the last booking"
+    );
     let text = std::fs::read_to_string(&path).unwrap();
     let records = read(&path);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What is done between bookings, a little at a time: old hours go, and accounts get the names of today.
+//! What is done between bookings, a little at a time: hours that are over are added up in their day, old ones go, and accounts get the names of today.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior};
 use sha2::{Digest, Sha256};
 
 use super::hours::Hour;
-use super::store::{Store, fact, set_fact};
+use super::store::{Store, fact, number, on_conflict, set_fact};
 use super::trouble::Trouble;
 
 /// Rows taken away in one go: some milliseconds.
@@ -70,28 +70,62 @@ fn apart(one: Timestamp, other: Timestamp) -> Duration {
 }
 
 impl Store {
-    /// Takes away some of the hours that are older than `keep`. Returns whether there are more.
+    /// Adds one hour that is over to its day. Returns whether there was one. What is booked to it later goes to both.
+    ///
+    /// # Errors
+    /// [`Trouble`]: then it was not added.
+    pub fn roll(&mut self, now: Timestamp) -> Result<bool, Trouble> {
+        let done = self.roll_before(Hour::of(now));
+        done.map_err(|error| Trouble::of(&self.path, &error))
+    }
+
+    fn roll_before(&mut self, before: Hour) -> rusqlite::Result<bool> {
+        let rolled = number(&self.connection, "rolled")?.unwrap_or(0);
+        let next: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT min(hour) FROM hours WHERE hour > ?1")?
+            .query_row([rolled], |row| row.get(0))?;
+        let Some(hour) = next.filter(|hour| *hour < before.0) else {
+            return Ok(false);
+        };
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let sql = format!(
+            "INSERT INTO days SELECT ?2, id, opened, closed, refused, bytes_to_upstream, bytes_to_client, connection_ms, peak
+             FROM hours WHERE hour = ?1 {}",
+            on_conflict("day")
+        );
+        transaction
+            .prepare_cached(&sql)?
+            .execute([hour, hour.div_euclid(24)])?;
+        set_fact(&transaction, "rolled", &hour.to_string())?;
+        transaction.commit()?;
+        Ok(true)
+    }
+
+    /// Takes away some of the hours that are older than `keep`, by whole days. Returns whether there are more.
     ///
     /// # Errors
     /// [`Trouble`]: then nothing was taken away.
     pub fn prune(&mut self, now: Timestamp, keep: Duration) -> Result<bool, Trouble> {
         let first_kept = now.checked_sub(keep).map(Hour::of);
-        let Ok(first_kept) = first_kept else {
+        let Ok(Hour(first_kept)) = first_kept else {
             return Ok(false); // kept since before there was time
         };
-        let done = self.prune_before(first_kept);
+        let done = self.prune_before(Hour(first_kept - first_kept.rem_euclid(24)));
         done.map_err(|error| Trouble::of(&self.path, &error))
     }
 
     fn prune_before(&mut self, first_kept: Hour) -> rusqlite::Result<bool> {
-        let old = |table: &str| {
-            let sql = format!("SELECT 1 FROM {table} WHERE hour < ?1 LIMIT 1");
+        let old = |(table, period): (&str, &str)| {
+            let sql = format!("SELECT 1 FROM {table} WHERE {period} < ?1 LIMIT 1");
             self.connection.prepare_cached(&sql)?.exists([first_kept.0])
         };
         let mut any = false;
         for table in ["hours", "hour_reasons", "exports", "anchors"] {
-            any |= old(table)?;
+            any |= old((table, "hour"))?;
         }
+        any |= old(("days", "day * 24"))?;
         if !any {
             return Ok(false);
         }
@@ -103,20 +137,26 @@ impl Store {
             set_fact(&transaction, "pruned", &last.to_string())?;
         }
         let mut more = false;
-        for (table, key) in [("hours", "hour, id"), ("hour_reasons", "hour, id, why")] {
+        for (table, period, key, first) in [
+            ("hours", "hour", "hour, id", first_kept.0),
+            ("hour_reasons", "hour", "hour, id, why", first_kept.0),
+            ("days", "day", "day, id", first_kept.0.div_euclid(24)),
+        ] {
             // All before the row that is so many further, or all that are old.
             let bound = format!(
-                "SELECT hour, id FROM {table} WHERE hour < ?1 ORDER BY {key} LIMIT 1 OFFSET ?2"
+                "SELECT {period}, id FROM {table} WHERE {period} < ?1 ORDER BY {key} LIMIT 1 OFFSET ?2"
             );
             let bound: Option<(i64, i64)> = transaction
                 .prepare_cached(&bound)?
-                .query_row([first_kept.0, ROWS], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row([first, ROWS], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
             more |= bound.is_some();
-            let (hour, id) = bound.unwrap_or((first_kept.0, i64::MIN));
+            let (first, id) = bound.unwrap_or((first, i64::MIN));
             transaction
-                .prepare_cached(&format!("DELETE FROM {table} WHERE (hour, id) < (?1, ?2)"))?
-                .execute([hour, id])?;
+                .prepare_cached(&format!(
+                    "DELETE FROM {table} WHERE ({period}, id) < (?1, ?2)"
+                ))?
+                .execute([first, id])?;
         }
         if !more {
             for table in ["exports", "anchors"] {

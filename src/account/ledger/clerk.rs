@@ -462,6 +462,7 @@ impl Clerk {
         self.clock = clock;
         let store = self.open()?;
         store.name()?;
+        store.roll(now)?;
         if believed {
             store.prune(now, keep)?;
         }

@@ -32,7 +32,7 @@ pub struct Exported {
 }
 
 impl Store {
-    /// Seals the next hours that are to be exported and returns them: at most [`HOURS`], none twice. Those that are over, and with `all` those
+    /// Seals the next hours that are to be exported and returns them: at most `HOURS`, none twice. Those that are over, and with `all` those
     /// that are not, too.
     ///
     /// # Errors

@@ -8,12 +8,14 @@
 //!   `consumer`, `name`, `account`, `listener`, `upstream`, `opened`, `closed`, `refused` (connections), `bytes_to_upstream`, `bytes_to_client`
 //!   (payload bytes), `connection_seconds`, `tags`, `relay`; beside them `peak` (most connections open at once), `connection_ms` and `hour` (hours
 //!   since 1970: the column that is indexed).
+//! - **`usage_by_day`**: the same by day, much quicker over months: `period` is `2026-11-21`, `day` stands for `hour`.
 //! - **`reasons`**: why connections of such a row were closed or refused: `what` (`closed`, `refused`), `reason`, `count`.
 //! - `exports` (hours that were shipped), `anchors` (the audit trail's head by the hour), `facts`.
 //!
 //! Beneath them `accounts` has the words once and `hours` the numbers, by hour first: a booking touches pages that lie together, a report reads
-//! what it needs in one piece, retention takes away the beginning. A row takes some 50 bytes with its reason, a year of a thousand endpoints that
-//! are busy every hour less than half a gigabyte.
+//! what it needs in one piece, retention takes away the beginning. An hour that is over is added up in `days` by the next bookings' chores (the
+//! fact `rolled` says how far); what is booked to it later goes to both. An hour of an account takes 37 bytes and 16 for each reason: a year of a
+//! thousand endpoints that are busy every hour is 0.46 GB, and 15 MB by day, which is what a report over months reads.
 //!
 //! # Why nothing is booked twice, or lost
 //!
@@ -42,6 +44,8 @@ pub mod schema;
 pub mod store;
 pub mod trouble;
 
+#[cfg(test)]
+mod exact_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]

@@ -40,6 +40,19 @@ CREATE TABLE hours (
   PRIMARY KEY (hour, id)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE days (                    -- the same by day, of all hours up to the fact rolled: what long reports read
+  day               INTEGER NOT NULL,  -- since 1970-01-01
+  id                INTEGER NOT NULL,
+  opened            INTEGER NOT NULL,
+  closed            INTEGER NOT NULL,
+  refused           INTEGER NOT NULL,
+  bytes_to_upstream INTEGER NOT NULL,
+  bytes_to_client   INTEGER NOT NULL,
+  connection_ms     INTEGER NOT NULL,
+  peak              INTEGER NOT NULL,
+  PRIMARY KEY (day, id)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE why (
   id     INTEGER PRIMARY KEY,
   what   TEXT NOT NULL,                -- closed or refused
@@ -95,6 +108,18 @@ CREATE VIEW usage AS
          connection_ms / 1000.0 AS connection_seconds,
          tags, relay, peak, connection_ms, hour
   FROM hours CROSS JOIN accounts ON accounts.id = hours.id;
+
+CREATE VIEW usage_by_day AS
+  SELECT date(day * 86400, 'unixepoch') AS period,
+         endpoint, consumer, name, account, listener, upstream,
+         opened, closed, refused, bytes_to_upstream, bytes_to_client,
+         connection_ms / 1000.0 AS connection_seconds,
+         tags, relay, peak, connection_ms, day
+  FROM (SELECT * FROM days
+        UNION ALL
+        SELECT hour / 24, id, opened, closed, refused, bytes_to_upstream, bytes_to_client, connection_ms, peak
+        FROM hours WHERE hour > coalesce((SELECT CAST(value AS INTEGER) FROM facts WHERE key = 'rolled'), 0)) AS by_day
+  CROSS JOIN accounts ON accounts.id = by_day.id;
 
 CREATE VIEW reasons AS
   SELECT strftime('%Y-%m-%dT%H:00:00Z', hour * 3600, 'unixepoch') AS period,

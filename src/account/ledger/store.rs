@@ -294,6 +294,8 @@ struct Entry<'a> {
     make: CachedStatement<'a>,
     touch: CachedStatement<'a>,
     hours: CachedStatement<'a>,
+    /// Where the hour is added up in its day already.
+    days: Option<CachedStatement<'a>>,
     reasons: CachedStatement<'a>,
     marks: CachedStatement<'a>,
 }
@@ -316,13 +318,13 @@ impl<'a> Entry<'a> {
             )?,
             touch: transaction
                 .prepare_cached("UPDATE accounts SET last = ?2 WHERE id = ?1 AND last < ?2")?,
-            hours: transaction.prepare_cached(
-                "INSERT INTO hours VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (hour, id) DO UPDATE SET
-                   opened = opened + excluded.opened, closed = closed + excluded.closed, refused = refused + excluded.refused,
-                   bytes_to_upstream = bytes_to_upstream + excluded.bytes_to_upstream,
-                   bytes_to_client = bytes_to_client + excluded.bytes_to_client,
-                   connection_ms = connection_ms + excluded.connection_ms, peak = max(peak, excluded.peak)",
-            )?,
+            hours: transaction.prepare_cached(&add_up("hours", "hour"))?,
+            days: match number(transaction, "rolled")? {
+                Some(rolled) if rolled >= hour.0 => {
+                    Some(transaction.prepare_cached(&add_up("days", "day"))?)
+                }
+                _ => None,
+            },
             reasons: transaction.prepare_cached(
                 "INSERT INTO hour_reasons VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (hour, id, why) DO UPDATE SET count = count + excluded.count",
@@ -385,17 +387,23 @@ impl<'a> Entry<'a> {
     }
 
     fn add_to(&mut self, id: i64, peak: u64, added: &Counters) -> rusqlite::Result<()> {
-        self.hours.execute((
-            self.hour.0,
-            id,
-            int(added.opened),
-            int(added.closed()),
-            int(added.refused()),
-            int(added.bytes[Direction::ToUpstream as usize]),
-            int(added.bytes[Direction::ToClient as usize]),
-            int(added.connection_ms),
-            int(peak),
-        ))?;
+        let row = |period: i64| {
+            [
+                period,
+                id,
+                int(added.opened),
+                int(added.closed()),
+                int(added.refused()),
+                int(added.bytes[Direction::ToUpstream as usize]),
+                int(added.bytes[Direction::ToClient as usize]),
+                int(added.connection_ms),
+                int(peak),
+            ]
+        };
+        self.hours.execute(row(self.hour.0))?;
+        if let Some(days) = &mut self.days {
+            days.execute(row(self.hour.0.div_euclid(24)))?;
+        }
         let closed = self.store.closed.iter().zip(added.closed);
         let refused = self.store.refused.iter().zip(added.refused);
         for (why, count) in closed.chain(refused).filter(|(_, count)| *count > 0) {
@@ -464,7 +472,7 @@ fn hour_to_book_to(connection: &Connection, now: Timestamp) -> rusqlite::Result<
     if hour < EARLIEST {
         return Ok(None);
     }
-    if let Some(pruned) = fact(connection, "pruned")?.and_then(|text| text.parse().ok()) {
+    if let Some(pruned) = number(connection, "pruned")? {
         hour = hour.max(Hour(pruned).next());
     }
     let mut sealed = connection.prepare_cached("SELECT 1 FROM exports WHERE hour = ?1")?;
@@ -515,6 +523,29 @@ fn forget(connection: &Connection, file: u64) -> rusqlite::Result<()> {
 pub(super) fn fact(connection: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
     let mut statement = connection.prepare_cached("SELECT value FROM facts WHERE key = ?1")?;
     statement.query_row([key], |row| row.get(0)).optional()
+}
+
+/// A fact that is a number.
+pub(super) fn number(connection: &Connection, key: &str) -> rusqlite::Result<Option<i64>> {
+    Ok(fact(connection, key)?.and_then(|text| text.parse().ok()))
+}
+
+/// Adds a row's numbers to those that are there.
+fn add_up(table: &str, period: &str) -> String {
+    format!(
+        "INSERT INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) {}",
+        on_conflict(period)
+    )
+}
+
+pub(super) fn on_conflict(period: &str) -> String {
+    format!(
+        "ON CONFLICT ({period}, id) DO UPDATE SET
+           opened = opened + excluded.opened, closed = closed + excluded.closed, refused = refused + excluded.refused,
+           bytes_to_upstream = bytes_to_upstream + excluded.bytes_to_upstream,
+           bytes_to_client = bytes_to_client + excluded.bytes_to_client,
+           connection_ms = connection_ms + excluded.connection_ms, peak = max(peak, excluded.peak)"
+    )
 }
 
 pub(super) fn set_fact(connection: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {

@@ -507,6 +507,7 @@ proptest! {
     #[test]
     fn sqlite_gives_the_same_as_the_report(
         booked in prop::collection::vec((0i64..2000, 0u8..4, 0u8..3, 1u64..1000), 0..40),
+        rolled in 0..50,
     ) {
         let dir = tempfile::tempdir().unwrap();
         let mut store = store(&dir);
@@ -516,6 +517,9 @@ proptest! {
             slot.totals.counters.connection_ms += 333;
             let time = at(NOON) + jiff::SignedDuration::from_hours(hour);
             store.book(time, &batch(7, &[slot])).unwrap();
+        }
+        for _ in 0..rolled {
+            store.roll(at(NOON) + jiff::SignedDuration::from_hours(1500)).unwrap();
         }
         let mut statement = store.connection.prepare(report::BY_ENDPOINT_AND_MONTH).unwrap();
         let asked = statement.query_map([], |row| {
@@ -533,7 +537,7 @@ proptest! {
                 refused: number(9)?,
                 bytes_to_upstream: number(10)?,
                 bytes_to_client: number(11)?,
-                connection_seconds: row.get(12)?,
+                connection_seconds: row.get::<_, String>(12)?.parse().unwrap(),
                 tags: row.get(13)?,
                 relay: row.get(14)?,
             })

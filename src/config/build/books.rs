@@ -1,5 +1,6 @@
 //! Where the books are kept, for how long, and by which names.
 
+use std::cmp::Reverse;
 use std::ops::{Range, RangeInclusive};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -172,7 +173,11 @@ impl Builder {
             .iter()
             .filter_map(|(id, table)| self.endpoint(id, table))
             .collect();
-        judged.sort_by_key(|entry| (!entry.is_id(), std::cmp::Reverse(entry.pattern.len())));
+        let specific = |entry: &EndpointEntry| match entry.is_id() {
+            true => (false, Reverse(0), entry.pattern.clone()),
+            false => (true, Reverse(entry.pattern.len()), entry.pattern.clone()),
+        };
+        judged.sort_by_cached_key(specific);
         Endpoints { entries: judged }
     }
 
@@ -220,7 +225,7 @@ impl Builder {
                 .mistake("consumer.networks", &problem, help, Some(span.clone()));
         }
         let mut entries: Vec<Consumer> = placed.into_iter().map(|(entry, _)| entry).collect();
-        entries.sort_by_key(|entry| std::cmp::Reverse(entry.network.prefix_len()));
+        entries.sort_by_key(|entry| Reverse(entry.network.prefix_len()));
         Consumers { entries }
     }
 

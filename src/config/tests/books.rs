@@ -233,6 +233,21 @@ fn of_an_endpoint_the_most_specific_entry_is_believed_key_by_key() {
 }
 
 #[test]
+fn each_of_many_ids_is_found_wherever_it_stands() {
+    let ids = ["vpce-9", "vpce-10", "a", "zz", "vpce-1"];
+    let tables = ids.map(|id| format!("[endpoint.{id}]\nname = \"of {id}\"\n"));
+    let endpoints = valid(&format!(
+        "{SMALL}{}[endpoint.\"*\"]\nname = \"any\"",
+        tables.concat()
+    ))
+    .endpoints;
+    for id in ids {
+        assert_eq!(*endpoints.named(id).name, format!("of {id}"));
+    }
+    assert_eq!(&*endpoints.named("vpce-2").name, "any");
+}
+
+#[test]
 fn an_endpoint_may_be_written_on_one_line() {
     let dotted = "endpoint.vpce-1.name = \"one\"\nendpoint.vpce-2 = { name = \"two\" }";
     let endpoints = valid(&with_on_top(dotted)).endpoints;

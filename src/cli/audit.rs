@@ -1,0 +1,341 @@
+//! `audit verify`: whether a trail is as the relay wrote it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::client::Client;
+use super::places::{self, Places};
+use super::{Error, ExitCode};
+use crate::account::Anchor;
+use crate::account::audit::chain::{Hash, Key};
+use crate::account::audit::files;
+use crate::account::audit::verify::{Known, Report, verify};
+use crate::account::ledger::read::Reading;
+use crate::config::Sink;
+
+/// The audit trail.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Verify(Verify),
+}
+
+/// Tell whether an audit trail is as the relay wrote it, and name the first record that was changed, removed, added, moved or cut off
+///
+/// The files of a trail may be given in any order. Records are held against what the relay's ledger knows of the trail (its anchors), so that cut ends show as well;
+/// without a ledger, anchors may be taken from the relay's log (the lines "audit head").
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Ends with 0 where nothing was found, 1 where something was.\n\nExamples:\n  \
+    tollgate audit verify\n  \
+    tollgate audit verify /var/log/tollgate/audit.log*\n  \
+    tollgate audit verify audit.log --anchor 4711:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+)]
+struct Verify {
+    /// The trail's files [default: that of the configuration, and those that it followed]
+    files: Vec<PathBuf>,
+    /// The key that the trail was made with [default: that of the configuration]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// A record's number and hash, known from elsewhere; may be given several times
+    #[arg(long, value_name = "SEQ:HASH", value_parser = anchor)]
+    anchor: Vec<Known>,
+    #[command(flatten)]
+    places: places::Args,
+}
+
+/// Does what the command line says.
+pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
+    let Command::Verify(arguments) = &arguments.command;
+    arguments.run(&mut std::io::stdout().lock())
+}
+
+fn anchor(text: &str) -> Result<Known, String> {
+    let wrong = || "wanted is a record's number, a colon and 64 digits, as in the log".to_owned();
+    let (sequence, hash) = text.split_once(':').ok_or_else(wrong)?;
+    Ok(Known {
+        sequence: sequence.parse().map_err(|_| wrong())?,
+        hash: Hash::parse(hash).ok_or_else(wrong)?,
+    })
+}
+
+impl Verify {
+    fn run(&self, out: &mut dyn Write) -> Result<ExitCode, Error> {
+        let began = Instant::now();
+        let places = self.places.find()?;
+        let audit = places.audit();
+        let own = audit.and_then(|audit| match &audit.sink {
+            Sink::File(path) => Some(path.clone()),
+            Sink::Off | Sink::Stdout => None,
+        });
+        let paths = match (&self.files[..], own) {
+            ([], Some(path)) => files(&path),
+            ([], None) => {
+                let what = "which files? The configuration has no audit file, or there is no configuration: write tollgate audit verify FILE…";
+                return Err(Error::Input(what.to_owned()));
+            }
+            (files, _) => files.to_vec(),
+        };
+        let configured = || audit.and_then(|audit| audit.key_file.clone());
+        let key = match self.key_file.clone().or_else(configured) {
+            None => Key::none(),
+            Some(path) => Key::read(&path)
+                .map_err(|error| Error::Input(format!("key {}: {error}", path.display())))?,
+        };
+        // The anchors first: what is written meanwhile is behind them.
+        let (mut anchors, unknown) = known_of(&places, &paths);
+        anchors.extend(&self.anchor);
+        let report =
+            verify(&paths, &key, &anchors).map_err(|error| Error::Input(error.to_string()))?;
+        tell(out, &report, &unknown, began).map_err(Error::Output)?;
+        Ok(match report.finding {
+            None => ExitCode::Ok,
+            Some(_) => ExitCode::Findings,
+        })
+    }
+}
+
+/// What the relay's ledger knows of the trail in these files, and why it is not more.
+fn known_of(places: &Places, paths: &[PathBuf]) -> (Vec<Known>, Option<String>) {
+    let read = Reading::open(&places.state_dir).map_err(|trouble| trouble.to_string());
+    let (anchors, trouble) = match read.and_then(|ledger| anchors_of(&ledger)) {
+        Ok(anchors) => (anchors, None),
+        Err(trouble) => {
+            // Who may not read the ledger may ask the relay.
+            let asked = places
+                .socket
+                .as_deref()
+                .map(|socket| Client::new(socket).json::<Anchor>("GET", "/anchor"));
+            match asked {
+                Some(Ok(Ok(anchor))) => (vec![anchor], None),
+                _ => (Vec::new(), Some(trouble)),
+            }
+        }
+    };
+    let anchors = anchors.iter().filter(|anchor| is_of(anchor, paths));
+    let known = anchors.filter_map(|anchor| {
+        Some(Known {
+            sequence: anchor.sequence,
+            hash: Hash::parse(&anchor.hash)?,
+        })
+    });
+    (known.collect(), trouble)
+}
+
+/// The last head of each hour, and the last of all.
+fn anchors_of(ledger: &Reading) -> Result<Vec<Anchor>, String> {
+    let read = || -> rusqlite::Result<Vec<Anchor>> {
+        let mut query = ledger
+            .connection()
+            .prepare("SELECT sequence, hash, file FROM anchors ORDER BY hour")?;
+        let anchors = query.query_map([], |row| {
+            Ok(Anchor {
+                time: Timestamp::UNIX_EPOCH, // nobody asks
+                sequence: row.get::<_, i64>(0)?.unsigned_abs(),
+                hash: row.get(1)?,
+                file: row.get(2)?,
+            })
+        })?;
+        anchors.collect()
+    };
+    let mut anchors = read().map_err(|error| error.to_string())?;
+    anchors.extend(
+        ledger
+            .last_anchor()
+            .map_err(|trouble| trouble.to_string())?,
+    );
+    anchors.dedup_by(|one, other| (one.sequence, &one.hash) == (other.sequence, &other.hash));
+    Ok(anchors)
+}
+
+/// Whether an anchor is of the trail in these files: one of them has its file's name, or one that the file had when another followed it. On standard output each
+/// process begins a trail of its own, and nobody knows whose is in a file.
+fn is_of(anchor: &Anchor, paths: &[PathBuf]) -> bool {
+    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    let Some(of) = name(Path::new(&anchor.file)) else {
+        return false;
+    };
+    paths.iter().filter_map(|path| name(path)).any(|name| {
+        let rest = name.strip_prefix(&of);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    })
+}
+
+fn tell(
+    out: &mut dyn Write,
+    report: &Report,
+    unknown: &Option<String>,
+    began: Instant,
+) -> std::io::Result<()> {
+    let files = report.files.len();
+    if let Some(finding) = &report.finding {
+        writeln!(out, "{finding}")?;
+        let touched = finding.sequence.unwrap_or(report.last.sequence + 1);
+        let last = report.last.sequence.min(touched.saturating_sub(1));
+        if report.records > 0 && last >= report.first {
+            writeln!(
+                out,
+                "records {} to {last} before that fit together",
+                report.first
+            )?;
+        }
+    } else if report.records > 0 {
+        let last = &report.last;
+        writeln!(
+            out,
+            "records {} to {} in {files} file{} are as they were written; head {}:{}",
+            report.first,
+            last.sequence,
+            if files == 1 { "" } else { "s" },
+            last.sequence,
+            last.hash
+        )?;
+    }
+    if report.trails > 1 {
+        writeln!(
+            out,
+            "{} processes, each with a trail of its own",
+            report.trails
+        )?;
+    }
+    if let Some(anchored) = report.anchored {
+        writeln!(out, "anchored up to record {anchored}")?;
+    }
+    if let Some(torn) = report.torn {
+        writeln!(
+            out,
+            "the last line is not finished ({torn} bytes): the process was killed in it, or is writing it now. The next start keeps it in its first record"
+        )?;
+    }
+    for note in &report.notes {
+        writeln!(out, "{note}")?;
+    }
+    if let Some(unknown) = unknown {
+        writeln!(out, "the ledger could not be asked for anchors: {unknown}")?;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    if seconds > 5.0 {
+        writeln!(out, "{} records in {seconds:.0} s", report.records)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::account::audit::{About, Trail};
+
+    fn anchored(file: &str) -> Anchor {
+        Anchor {
+            time: jiff::Timestamp::UNIX_EPOCH,
+            sequence: 7,
+            hash: String::new(),
+            file: file.to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_anchor_is_of_the_files_that_followed_each_other_under_its_name() {
+        let of = |file: &str, path: &str| is_of(&anchored(file), &[path.into()]);
+        assert!(of(
+            "/var/log/audit.log",
+            "/archive/audit.log-20261121T170000Z-7"
+        ));
+        assert!(of("/var/log/audit.log", "audit.log"));
+        assert!(!of("/var/log/audit.log", "other.log"));
+        assert!(!of("", "audit.log"), "standard output");
+    }
+
+    /// What is said of a trail whose content is changed, and how the command ends; its end is anchored.
+    fn told(change: impl FnOnce(String) -> String) -> (ExitCode, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        let settings = crate::config::Audit {
+            sink: Sink::File(path.clone()),
+            interval: None,
+            on_full: crate::config::OnFull::Drop,
+            key_file: None,
+            rotate_size: u64::MAX,
+            rotate_age: None,
+        };
+        let about = About {
+            relay_id: "relay-1",
+            config: "abc",
+            workers: 0,
+        };
+        let mut head = None;
+        for _ in 0..2 {
+            head = Trail::start(&settings, &about).unwrap().0.end();
+        }
+        let head = head.expect("it was written");
+        std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+        let [file, state_dir] = [&path, directory.path()].map(|path| path.to_str().unwrap());
+        let known = format!("{}:{}", head.sequence, head.hash);
+        let line = [
+            "tollgate",
+            "audit",
+            "verify",
+            file,
+            "--state-dir",
+            state_dir,
+            "--anchor",
+            &known,
+        ];
+        let super::super::Command::Audit(Args {
+            command: Command::Verify(verify),
+        }) = crate::cli::Cli::try_parse_from(line).unwrap().command
+        else {
+            panic!("another command");
+        };
+        let mut out = Vec::new();
+        let code = verify.run(&mut out).unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_whole_trail_ends_with_0_and_what_was_done_to_another_with_1_and_its_place() {
+        let (code, said) = told(|text| text);
+        assert_eq!(code, ExitCode::Ok, "{said}");
+        assert!(
+            said.starts_with("records 1 to 4 in 1 file are as they were written; head 4:"),
+            "{said}"
+        );
+        assert!(said.contains("anchored up to record 4"), "{said}");
+        let (code, said) = told(|text| text.replacen("\"ended\"", "\"close\"", 1));
+        assert_eq!(code, ExitCode::Findings, "{said}");
+        assert!(
+            said.contains("audit.log, line 2: record 2 was changed"),
+            "{said}"
+        );
+        let (code, said) = told(|text| {
+            text.lines()
+                .take(3)
+                .map(|line| format!("{line}\n"))
+                .collect()
+        });
+        assert_eq!(code, ExitCode::Findings, "{said}");
+        assert!(
+            said.contains("line 4: the trail ends with record 3, and record 4 was anchored"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn an_anchor_on_the_command_line_is_as_in_the_log() {
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(anchor(&format!("7:{hash}")).unwrap().sequence, 7);
+        for wrong in ["", "7", "7:", ":7", "x:y", &format!("-7:{hash}")] {
+            assert!(anchor(wrong).is_err(), "{wrong}");
+        }
+    }
+}
