@@ -117,29 +117,31 @@ impl Accounting {
                 writeln!(text, " {waited:.0} % |")?;
             }
         }
-        writeln!(text, "\n{}\n", self.verdict())
+        writeln!(text)?;
+        for keeps in [Keeps::Ledger, Keeps::Audit] {
+            writeln!(text, "{}\n", self.verdict(keeps))?;
+        }
+        Ok(())
     }
 
-    /// In one line: every workload with everything kept.
-    fn verdict(&self) -> String {
-        let of = |workload: usize| Some(Interval::of(&self.ratios(workload, Keeps::Audit))?.high);
-        let highs = (0..self.workloads.len()).map(|workload| Some((of(workload)?, workload)));
-        let worst = highs
-            .flatten()
-            .max_by(|one, other| one.0.total_cmp(&other.0));
-        let Some((high, workload)) = worst else {
-            return "Verdict: nothing was measured.".to_owned();
+    /// In one line: the workload that pays most for it.
+    fn verdict(&self, keeps: Keeps) -> String {
+        let of = |workload: usize| Interval::of(&self.ratios(workload, keeps));
+        let all = (0..self.workloads.len()).filter_map(|workload| Some((workload, of(workload)?)));
+        let worst = all.max_by(|one, other| one.1.high.total_cmp(&other.1.high));
+        let name = keeps.name();
+        let Some((workload, Interval { median, low, high })) = worst else {
+            return format!("Verdict, {name}: nothing was measured.");
         };
-        let less = (high - 1.0) * 100.0;
-        let name = &self.workloads[workload].name;
-        match high < WANTED {
-            true => format!(
-                "Verdict: **below 5 % everywhere**; at most {less:.1} % ({name}, upper end)."
-            ),
-            false => format!(
-                "Verdict: **not below 5 % everywhere**; as much as {less:.1} % ({name}, upper end)."
-            ),
-        }
+        let [median, low, high_in_percent] = [median, low, high].map(|ratio| (ratio - 1.0) * 100.0);
+        let below = match high < WANTED {
+            true => "**below 5 % everywhere**",
+            false => "**not below 5 % everywhere**",
+        };
+        let what = &self.workloads[workload].name;
+        format!(
+            "Verdict, {name}: {below}; most in {what}: {median:.1} % ({low:.1} % to {high_in_percent:.1} %)."
+        )
     }
 
     fn json(&self) -> Value {
