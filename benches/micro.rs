@@ -27,6 +27,7 @@ use tollgate::{
     },
     config::{Balance, Config, CrcPolicy, Endpoints, Family},
     proxy_protocol::decode::{Rules, decode},
+    sys::clock::monotonic_ms,
     upstream::{
         Upstream,
         balance::{Balancer, key_of},
@@ -154,6 +155,50 @@ fn book_bytes(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| meter.moved(black_box(Direction::ToUpstream), black_box(1024)));
 }
 
+/// Books in which every account has counted something since it was looked at last.
+fn busy_books(accounts: usize) -> Arc<Books> {
+    let books = books(accounts);
+    for number in 0..accounts {
+        let (meter, _) = books.open(key(number), number % 2);
+        meter.moved(Direction::ToClient, 1024);
+        meter.close(CloseReason::Completed);
+    }
+    books
+}
+
+/// All accounts as the admin port sees them: what a scrape begins with.
+#[divan::bench(args = [1000, 50_000])]
+fn snapshot(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    bencher.bench_local(|| books.snapshot());
+}
+
+/// All accounts as the ledger sees them: what a booking begins with.
+#[divan::bench(args = [1000, 50_000])]
+fn slots(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    bencher.bench_local(|| books.slots(monotonic_ms()));
+}
+
+/// All of them booked: what a booking ends with.
+#[divan::bench(args = [1000, 50_000])]
+fn set_booked(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    let slots = books.slots(monotonic_ms());
+    bencher.bench_local(|| {
+        for slot in black_box(&slots) {
+            books.set_booked(slot.slot, slot.generation, &slot.totals.counters);
+        }
+    });
+}
+
+/// A look for accounts that nobody needs any more, where there is none: what the control thread does every few seconds.
+#[divan::bench(args = [1000, 50_000])]
+fn look_for_idle(bencher: Bencher<'_, '_>, accounts: usize) {
+    let books = busy_books(accounts);
+    bencher.bench_local(|| books.let_go(Duration::MAX, monotonic_ms()));
+}
+
 /// What the kernel knows of a connection: asked once per session, and now and then for each address of an upstream.
 #[divan::bench]
 fn tcp_info(bencher: Bencher<'_, '_>) {
@@ -175,7 +220,7 @@ fn count(slots: &mut [SlotTotals]) {
     }
 }
 
-fn slots(accounts: u32) -> Vec<SlotTotals> {
+fn fresh_slots(accounts: u32) -> Vec<SlotTotals> {
     let slot = |slot: u32| SlotTotals {
         slot,
         generation: 1,
@@ -210,7 +255,7 @@ fn book(store: &mut Store, now: Timestamp, slots: &mut [SlotTotals]) {
 #[divan::bench(args = [1, 1000, 50_000], sample_count = 10, sample_size = 1)]
 fn ledger_booking(bencher: Bencher<'_, '_>, accounts: u32) {
     let (_dir, mut store) = ledger();
-    let mut slots = slots(accounts);
+    let mut slots = fresh_slots(accounts);
     let now = Timestamp::now();
     book(&mut store, now, &mut slots);
     bencher.bench_local(|| book(&mut store, now, &mut slots));
@@ -221,7 +266,7 @@ fn ledger_booking(bencher: Bencher<'_, '_>, accounts: u32) {
 #[divan::bench(args = ["year by endpoint and month", "month by hour"], sample_count = 5, sample_size = 1)]
 fn ledger_report(bencher: Bencher<'_, '_>, what: &str) {
     let (dir, mut store) = ledger();
-    let mut slots = slots(1000);
+    let mut slots = fresh_slots(1000);
     let first = Timestamp::from_second(1_800_000_000).expect("a time");
     let hours = if what.starts_with("year") { 8760 } else { 720 };
     for hour in 0..hours {

@@ -8,7 +8,7 @@
 //!    came with it is payload. LOCAL is a health check and is answered by [`admin::health`].
 //! 3. **Route.** [`route`] chooses the upstream: by endpoint and network, and where an entry asks for a name, by what [`peek`] finds in the
 //!    client's first bytes, which are passed on untouched.
-//! 4. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, upstream).
+//! 4. **Account.** The endpoint id opens a [`account::Meter`] on the books of (listener, endpoint, consumer, upstream).
 //! 5. **Connect.** [`upstream::connect`] tries the upstream's addresses in the order of [`upstream::balance`], or takes a connection that
 //!    was dialled [`upstream::ahead`]. Which there are and which serve is known on the control thread ([`upstream::named`],
 //!    [`upstream::roster`], [`upstream::health`]). Where the upstream wants to know who is behind the connection, it begins with a header of ours

@@ -1,16 +1,20 @@
 //! What the books promise whoever counts and whoever reads.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::books::{Books, Place};
+use super::cache::Cache;
 use super::limits::Limits;
 use super::meter::{Meter, Retired};
 use super::reason::{CloseReason, Direction, Refusal};
-use super::totals::{AccountKey, HEADER, OTHER, OVERFLOW};
+use super::totals::{AccountKey, AccountTotals, Counters, HEADER, OTHER, OVERFLOW};
 use crate::proxy_protocol::header::DIRECT;
 use crate::sys::clock::monotonic_ms;
+
+/// By then the machine is stuck.
+const BOUND: Duration = Duration::from_secs(120);
 
 fn key(endpoint: &str) -> AccountKey {
     AccountKey {
@@ -174,39 +178,91 @@ fn a_hundred_thousand_endpoints_in_a_row_take_no_more_room_than_is_allowed() {
     assert_eq!(snapshot.gone.len(), 1);
 }
 
+/// Counts until it is told to stop; says how often.
+fn count(books: &Books, worker: usize, stop: &AtomicBool) -> u64 {
+    let mut cache = Cache::new(100);
+    for n in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return n;
+        }
+        let id = ["a", "b", "c"][n as usize / 64 % 3]; // the others have a rest
+        let kept = || cache.get(id, None).cloned();
+        if kept().is_none_or(|account| account.refuse(worker, HEADER).is_err()) {
+            books.refuse(key(id), worker, HEADER);
+        }
+        let meter = match kept().map(|account| Meter::open(account, worker)) {
+            Some(Ok(meter)) => meter,
+            Some(Err(Retired)) | None => {
+                let (meter, account) = books.open(key(id), worker);
+                cache.keep(id, None, account);
+                meter
+            }
+        };
+        meter.moved(Direction::ToUpstream, 3);
+        meter.close(CloseReason::Completed);
+    }
+    0
+}
+
+#[test]
+fn nothing_is_lost_where_accounts_leave_while_workers_hold_on_to_them() {
+    let books = books(4);
+    let (stop, deadline) = (AtomicBool::new(false), Instant::now() + BOUND);
+    let (left, counted) = std::thread::scope(|scope| {
+        let workers = [0, 1].map(|worker| {
+            scope.spawn({
+                let (books, stop) = (&books, &stop);
+                move || count(books, worker, stop)
+            })
+        });
+        let mut left = 0;
+        while left < 60 && Instant::now() < deadline {
+            left += books.let_go(Duration::ZERO, monotonic_ms());
+        }
+        stop.store(true, Ordering::Relaxed);
+        let counted = workers.into_iter().map(|worker| worker.join().unwrap());
+        (left, counted.sum::<u64>())
+    });
+    assert!(left >= 60, "{left}");
+    let snapshot = books.snapshot();
+    let mut all = Counters::default();
+    for totals in snapshot.accounts.iter().chain(&snapshot.gone) {
+        all = all.plus(&totals.counters);
+    }
+    assert_eq!(
+        (all.opened, all.closed(), all.refused(), all.bytes),
+        (counted, counted, counted, [3 * counted, 0])
+    );
+}
+
 #[test]
 fn whoever_reads_while_workers_count_sees_each_connection_whole() {
-    let books = Arc::new(books(4));
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let workers: Vec<_> = (0..2)
-        .map(|worker| {
-            let (books, stop) = (books.clone(), stop.clone());
-            std::thread::spawn(move || {
-                let account = books.account(key("a"));
-                let mut n = 0;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let meter = Meter::open(account.clone(), worker).unwrap();
-                    meter.close(CloseReason::Completed);
-                    n += 1;
-                }
-                n
+    let books = books(4);
+    let (stop, deadline) = (AtomicBool::new(false), Instant::now() + BOUND);
+    let counted = std::thread::scope(|scope| {
+        let workers = [0, 1].map(|worker| {
+            scope.spawn({
+                let (books, stop) = (&books, &stop);
+                move || count(books, worker, stop)
             })
-        })
-        .collect();
-    let (mut seen, mut last) = (0, 0);
-    while seen < 2000 || last < 2000 {
-        for slot in books.slots(monotonic_ms()) {
-            let counters = slot.totals.counters;
-            assert!(counters.opened - counters.closed() <= 2, "{counters:?}");
-            assert!(counters.connection_ms < 60_000, "{counters:?}");
-            assert!(counters.opened >= last);
-            (seen, last) = (seen + 1, counters.opened);
+        });
+        let (mut seen, mut last) = (0, [0; 3]);
+        while seen < 2000 && Instant::now() < deadline {
+            for slot in books.slots(monotonic_ms()) {
+                let counters = slot.totals.counters;
+                assert!(counters.opened - counters.closed() <= 2, "{counters:?}");
+                assert!(counters.connection_ms < 60_000, "{counters:?}");
+                let last = &mut last[slot.slot as usize];
+                assert!(counters.opened >= *last);
+                (seen, *last) = (seen + 1, counters.opened);
+            }
         }
-    }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let counted: u64 = workers
-        .into_iter()
-        .map(|worker| worker.join().unwrap())
-        .sum();
-    assert_eq!(books.snapshot().accounts[0].counters.opened, counted);
+        stop.store(true, Ordering::Relaxed);
+        assert!(seen >= 2000, "{seen}");
+        let counted = workers.into_iter().map(|worker| worker.join().unwrap());
+        counted.sum::<u64>()
+    });
+    let opened = |account: &AccountTotals| account.counters.opened;
+    let accounts = books.snapshot().accounts;
+    assert_eq!(accounts.iter().map(opened).sum::<u64>(), counted);
 }

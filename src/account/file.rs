@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use jiff::Timestamp;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs, fstatvfs};
 use rustix::io::Errno;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::layout::{self, HEADER_WORDS, MAGIC, VERSION, WORD, header, region_words};
 use crate::sys::clock::monotonic_ms;
@@ -120,11 +120,17 @@ impl CounterFile {
                 error: errno.into(),
             })?;
             if !is_in_memory(&file) {
-                warn!(run_dir = ?dir, "run_dir is not on a tmpfs: a slow disk can make connections wait while they are counted");
+                warn!(run_dir = %dir.display(), "run_dir is not on a tmpfs: a slow disk can make connections wait while they are counted");
             }
             let region = Region::shared_file(&file, words).map_err(failed)?;
             write_header(&region, id, workers, slots);
             fs::rename(&unfinished, &path).map_err(failed)?;
+            info!(
+                file = %path.display(),
+                size = size_of_all(size),
+                accounts = slots,
+                "counters: allocated in full"
+            );
             Ok((region, file))
         })();
         let (region, file) = made.inspect_err(|_| drop(fs::remove_file(&unfinished)))?;

@@ -361,21 +361,8 @@ impl Clerk {
         known.status.bookings += 1;
         known.status.accounts = accounts;
         known.status.took = took;
-        let Some(anchor) = anchor else { return };
-        let moved = known
-            .anchor
-            .as_ref()
-            .is_none_or(|before| before.hash != anchor.hash);
-        known.anchor = Some(anchor.clone());
-        drop(known);
-        if moved {
-            let Anchor {
-                sequence,
-                hash,
-                file,
-                ..
-            } = anchor;
-            info!(target: "audit_head", sequence, hash, file, "the audit trail's head");
+        if anchor.is_some() {
+            known.anchor = anchor;
         }
     }
 
