@@ -36,8 +36,8 @@ unit: tools ## tests beside the code
 itest: tools ## the real binary in network namespaces, with the shipped configuration
 	$(CARGO) test --locked --test integration
 
-interop: tools ## against HAProxy, nginx, curl, openssl and Prometheus, as Debian packages them
-	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus
+interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3 and jq, as Debian packages them
+	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq
 	$(CARGO) test --locked --test interop
 
 # The relay as it is shipped; what checks it spends its time in copying and comparing, which a debug build does as well.
