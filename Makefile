@@ -36,8 +36,8 @@ unit: tools ## tests beside the code
 itest: tools ## the real binary in network namespaces, with the shipped configuration
 	$(CARGO) test --locked --test integration
 
-interop: tools ## against HAProxy, nginx, curl, openssl and Prometheus, as Debian packages them
-	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus
+interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3 and jq, as Debian packages them
+	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq
 	$(CARGO) test --locked --test interop
 
 # The relay as it is shipped; what checks it spends its time in copying and comparing, which a debug build does as well.
@@ -45,8 +45,9 @@ soak: tools build ## a hundred thousand checked sessions, a few minutes; TOLLGAT
 	TOLLGATE_BIN=$(CURDIR)/target/release/tollgate $(CARGO) test --locked --test soak
 
 export NGINX HAPROXY
-# RECORD=1 keeps the report as benches/RESULTS.md.
-bench: tools ## the relay beside nginx, HAProxy and kernel NAT, in under 15 minutes; report in benches/out/; RECORD=1 keeps it
+# RECORD=1 keeps the reports as benches/RESULTS.md and benches/BOOKS.md.
+# The first run also builds a relay that keeps no books: minutes more.
+bench: tools ## the relay beside nginx, HAProxy and kernel NAT, and what its books cost: 20 minutes; reports in benches/out/; RECORD=1 keeps them
 	sh benches/peers.sh
 	BENCH_RECORD=$(or $(RECORD),$(BENCH_RECORD)) $(CARGO) bench --locked --bench side_by_side
 	$(CARGO) bench --locked --bench micro

@@ -6,13 +6,13 @@
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
 //! Beside these rounds: memory of idle sessions (`idle`) and a receiver that reads no more (`stalled`), once each; agents and one flow over 220 ms
-//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own.
+//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`), and whom they delay (`books`), has a report of its own, too.
 //!
 //! The environment can change: `BENCH_ROUNDS` (5; parts beside these have their own number), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
 //! comma, or of the parts just named), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
 //! `TOLLGATE_BASE` (another tollgate, to compare a change with what was before), `BENCH_CONFIG` (text for the end of tollgate's configuration),
-//! `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the report also becomes benches/RESULTS.md). The
-//! report goes to standard output and to `benches/out/`, as Markdown, JSON and SVG.
+//! `TOLLGATE_WITHOUT` (a tollgate without books, if it is not to be built), `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the
+//! reports also become benches/RESULTS.md and benches/BOOKS.md). They go to standard output and to `benches/out/`, as Markdown, JSON and SVG.
 
 use std::{
     env, fs,
@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod books;
 mod exchange;
 mod far;
 #[path = "../../integration/harness/mod.rs"]
@@ -53,12 +54,16 @@ use summary::Results;
 const BOUND: Duration = Duration::from_secs(660);
 
 /// What is measured beside workloads, as `BENCH_ONLY` calls it.
-const PARTS: [&str; 5] = [IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES];
+const PARTS: [&str; 7] = [
+    IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING, BOOKS,
+];
 const IDLE: &str = "idle";
 const STALLED: &str = "stalled";
 const FIRST_BYTE: &str = "first-byte";
 const LONG_FLOW: &str = "long-flow";
 const NAMES: &str = "names";
+const ACCOUNTING: &str = "accounting";
+const BOOKS: &str = "books";
 
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts it too, without this word.
@@ -76,6 +81,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
+    let part = |name: &str| env::var("BENCH_ONLY").map_or(true, |words| words.contains(name));
+    // On all cores, and before the clock starts.
+    let without = match part(ACCOUNTING) {
+        true => Some(books::without_books()?),
+        false => None,
+    };
     let began = Instant::now();
     let cores = Cores::split()?;
     scenes::raise_limit();
@@ -86,7 +97,6 @@ fn run() -> Result<(), String> {
     let world = World::new(&congestion);
     let (variants, mut left_out) = variant::variants(&world.nat)?;
     let variants = chosen("BENCH_RELAYS", variants, |variant| &variant.name)?;
-    let part = |name: &str| env::var("BENCH_ONLY").map_or(true, |words| words.contains(name));
     let workloads = match chosen("BENCH_ONLY", workload::workloads(), |workload| {
         &workload.name
     }) {
@@ -147,6 +157,33 @@ fn run() -> Result<(), String> {
         }
         false => None,
     };
+    // Ports behind those of names.
+    let (first, with) = (variants.len() + 2, harness::relay::binary());
+    let accounting = match &without {
+        Some(without) => {
+            let rounds = rounds_of(books::accounting::ROUNDS)?;
+            let builds = (with.as_path(), without.as_path());
+            let made = books::accounting::accounting(&world, &cores, builds, first, rounds, length);
+            Some(made?)
+        }
+        None => None,
+    };
+    let beside = match part(BOOKS) {
+        true => {
+            let rounds = rounds_of(books::beside::ROUNDS)?;
+            Some(books::beside::beside(&world, &cores, &with, first, rounds)?)
+        }
+        false => None,
+    };
+    let books = books::Report {
+        congestion: congestion.clone(),
+        cores,
+        accounting,
+        beside,
+    };
+    if books.accounting.is_some() || books.beside.is_some() {
+        record_books(&books)?;
+    }
     let results = Results {
         samples: &samples,
         workloads: &workloads,
@@ -168,6 +205,12 @@ fn run() -> Result<(), String> {
         flows,
         names,
     };
+    let others = PARTS
+        .into_iter()
+        .filter(|name| ![ACCOUNTING, BOOKS].contains(name));
+    if done == 0 && !others.into_iter().any(part) {
+        return Ok(());
+    }
     record(&report)
 }
 
@@ -184,25 +227,41 @@ fn allowed(congestion: &str) -> Result<(), String> {
     }
 }
 
-/// The report, everywhere it belongs.
+/// The report on the relays, everywhere it belongs.
 fn record(report: &report::Report<'_>) -> Result<(), String> {
     let (text, json, plot) = (report.markdown(), report.json(), plot::svg(report));
     say(&text);
-    let write = |folder: &Path, files: &[(&str, &str)]| {
-        let write = |(name, text): &(&str, &str)| fs::write(folder.join(name), text);
-        fs::create_dir_all(folder)
-            .and_then(|()| files.iter().try_for_each(write))
-            .map_err(|error| format!("{}: {error}", folder.display()))
-    };
     let files = [
-        ("side_by_side.md", &*text),
-        ("side_by_side.json", &*json),
-        ("results.svg", &*plot),
+        ("side_by_side.md", Some("RESULTS.md"), &*text),
+        ("side_by_side.json", None, &*json),
+        ("results.svg", Some("results.svg"), &*plot),
     ];
-    write(&profile::folder(), &files)?;
-    if env::var("BENCH_RECORD").is_ok_and(|value| value == "1") {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
-        write(&folder, &[("RESULTS.md", &*text), ("results.svg", &*plot)])?;
+    write(&files)
+}
+
+/// That on the books, likewise.
+fn record_books(report: &books::Report) -> Result<(), String> {
+    let (text, json) = (report.markdown(), report.json());
+    say(&text);
+    write(&[
+        ("books.md", Some("BOOKS.md"), &*text),
+        ("books.json", None, &*json),
+    ])
+}
+
+/// Writes files to benches/out, and where they are to be kept to benches, by the name that they have there.
+fn write(files: &[(&str, Option<&str>, &str)]) -> Result<(), String> {
+    let keep = env::var("BENCH_RECORD").is_ok_and(|value| value == "1");
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    let out = profile::folder();
+    for (name, kept_as, text) in files {
+        let kept = kept_as.filter(|_| keep).map(|name| kept.join(name));
+        for path in [Some(out.join(name)), kept].into_iter().flatten() {
+            let folder = path.parent().unwrap_or(&out);
+            fs::create_dir_all(folder)
+                .and_then(|()| fs::write(&path, text))
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+        }
     }
     Ok(())
 }

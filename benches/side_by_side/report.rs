@@ -52,7 +52,7 @@ pub(crate) struct Report<'a> {
 }
 
 /// Kernel and processor, as far as this machine tells.
-fn machine() -> (String, String) {
+pub(crate) fn machine() -> (String, String) {
     let kernel = rustix::system::uname();
     let [name, release, machine] = [kernel.sysname(), kernel.release(), kernel.machine()]
         .map(|text| text.to_string_lossy().into_owned());

@@ -31,17 +31,26 @@ pub(crate) fn tollgate(number: usize, admin: &str, more: &Tuning) -> String {
     let (plain, header) = (World::entry(number), World::entry_with_header(number));
     let origin = World::origin(number);
     let port = origin.port();
+    // Another tollgate may not know of it.
+    let audit = match more.audit.is_empty() {
+        true => String::new(),
+        false => format!("[audit]\n{}", more.audit),
+    };
     let Tuning {
+        top,
         resolver,
         listener,
         upstream,
         end,
+        ..
     } = more;
     format!(
         r#"
 workers = 1
+{top}
 [admin]
 bind = "{admin}"
+{audit}
 [resolver]
 servers = ["{NAME_SERVER}"]
 {resolver}

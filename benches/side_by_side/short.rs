@@ -56,7 +56,17 @@ pub(crate) struct Short<'a> {
 impl<'a> Short<'a> {
     /// Through this relay. Without one there is no header either: nobody would take it away.
     pub(crate) fn new(world: &'a World, relay: &Running, at_a_time: usize) -> Self {
-        let headers = headers(relay);
+        Self::from_endpoints(world, relay, at_a_time, ENDPOINTS)
+    }
+
+    /// The same from so many endpoints.
+    pub(crate) fn from_endpoints(
+        world: &'a World,
+        relay: &Running,
+        at_a_time: usize,
+        endpoints: usize,
+    ) -> Self {
+        let headers = headers_of(relay, endpoints);
         let request = |header: Vec<u8>| [header, vec![b'?'; REQUEST]].concat();
         Self {
             world,
@@ -69,6 +79,23 @@ impl<'a> Short<'a> {
 
     /// Opens one after the other for `length`, and until the last is closed at the origin.
     pub(crate) fn run(&self, length: Duration) -> io::Result<Outcome> {
+        self.open(length, usize::MAX)
+    }
+
+    /// One from each endpoint, within this time.
+    pub(crate) fn each_once(&self, within: Duration) -> io::Result<Outcome> {
+        let wanted = self.requests.len();
+        let outcome = self.open(within, wanted)?;
+        match outcome.units == wanted as u64 {
+            true => Ok(outcome),
+            false => Err(io::Error::other(format!(
+                "{} of {wanted} connections within {within:?}",
+                outcome.units
+            ))),
+        }
+    }
+
+    fn open(&self, length: Duration, most: usize) -> io::Result<Outcome> {
         let over = AtomicBool::new(false);
         let began = Instant::now();
         let latencies = thread::scope(|scope| {
@@ -79,7 +106,7 @@ impl<'a> Short<'a> {
             let asked = self
                 .world
                 .client
-                .call(move || ask(address, &requests, at_a_time, began + length));
+                .call(move || ask(address, &requests, at_a_time, began + length, most));
             over.store(true, Ordering::Release);
             let answered = answering.join().expect("it does not panic");
             asked.and_then(|latencies| answered.map(|()| latencies))
@@ -90,13 +117,17 @@ impl<'a> Short<'a> {
 
 /// A header for each endpoint; empty ones where nobody would read them.
 pub(crate) fn headers(relay: &Running) -> Vec<Vec<u8>> {
+    headers_of(relay, ENDPOINTS)
+}
+
+fn headers_of(relay: &Running, endpoints: usize) -> Vec<Vec<u8>> {
     let source = SocketAddr::from(([192, 0, 2, 7], 40_000));
     let one = |number: usize| {
         let to = relay.address_with_header()?;
         let id = format!("vpce-{:017x}", 0x0abc_def0_1234_5670_usize + number);
         Some(header::proxy(source, to, Some(&id)))
     };
-    (0..ENDPOINTS)
+    (0..endpoints)
         .map(|number| one(number).unwrap_or_default())
         .collect()
 }
@@ -132,16 +163,16 @@ struct Asking {
     got: usize,
 }
 
-/// The client: how long each took, from connecting to the whole answer.
+/// The client: how long each took, from connecting to the whole answer. `most`: no more of them, and that is more than at a time.
 fn ask(
     address: SocketAddr,
     requests: &[Vec<u8>],
     at_a_time: usize,
     end: Instant,
+    most: usize,
 ) -> io::Result<Vec<Duration>> {
     let ready = epoll::create(CreateFlags::CLOEXEC)?;
-    let mut opened = 0;
-    let mut open = |place: usize| -> io::Result<Asking> {
+    let open = |place: usize| -> io::Result<Asking> {
         let asking = connect_to(address)?;
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(
@@ -150,13 +181,14 @@ fn ask(
             EventData::new_u64(place as u64),
             flags,
         )?;
-        opened += 1;
         Ok(asking)
     };
     let places = (0..at_a_time).map(|place| open(place).map(Some));
     let mut places = places.collect::<io::Result<Vec<_>>>()?;
     let mut latencies = Vec::with_capacity(1 << 16);
     let (mut left, mut asked) = (at_a_time, 0);
+    let more = most.saturating_sub(at_a_time);
+    let mut followed = 0;
     let mut events: Vec<Event> = Vec::with_capacity(at_a_time);
     while left > 0 {
         wait(&ready, &mut events)?;
@@ -182,7 +214,8 @@ fn ask(
             latencies.push(now - asking.since);
             // Closes it: everything was read, so with FIN.
             places[place] = None;
-            if now < end {
+            if now < end && followed < more {
+                followed += 1;
                 places[place] = Some(open(place)?);
             } else {
                 left -= 1;

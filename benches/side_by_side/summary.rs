@@ -32,6 +32,17 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// In another unit.
+    pub(crate) fn times(self, scale: f64) -> Self {
+        Self {
+            median: self.median * scale,
+            min: self.min * scale,
+            max: self.max * scale,
+        }
+    }
+}
+
 /// A figure of one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Figure {

@@ -73,8 +73,12 @@ pub(crate) enum Kind {
 }
 
 /// More text for tollgate's configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tuning {
+    /// Before the first table.
+    pub(crate) top: String,
+    /// For `[audit]`.
+    pub(crate) audit: String,
     /// For `[resolver]`.
     pub(crate) resolver: String,
     /// For each `[[listener]]`.
@@ -83,6 +87,21 @@ pub(crate) struct Tuning {
     pub(crate) upstream: String,
     /// For the end.
     pub(crate) end: String,
+}
+
+impl Default for Tuning {
+    /// No more than that there is no audit trail: the peers write no line per connection either. What it costs is measured by itself.
+    fn default() -> Self {
+        let nothing = String::new;
+        Self {
+            top: nothing(),
+            audit: "sink = \"off\"".to_owned(),
+            resolver: nothing(),
+            listener: nothing(),
+            upstream: nothing(),
+            end: nothing(),
+        }
+    }
 }
 
 /// What a variant runs as.
@@ -117,6 +136,8 @@ impl Role {
 /// What tollgate is told to hide a dial, and for a long way; and how many connections each upstream then has from the start.
 const AHEAD: &str = "ahead = { min = 4, max = 64, max_age = \"10s\" }";
 pub(crate) const LEAST_AHEAD: u64 = 4;
+/// What differs from what is shipped, see [`Tuning`].
+const NO_TRAIL: &str = "as shipped, without an audit trail";
 const WAN: &str = "socket = { preset = \"wan\" }";
 
 /// The variants, and which are left out and why.
@@ -151,16 +172,20 @@ pub(crate) fn variants(nat: &Result<Nat, String>) -> Result<(Vec<Variant>, Vec<S
         )
     };
     let ours = tuned("", "");
-    let settings = if more.is_empty() {
-        "as shipped"
-    } else {
-        &more.trim().replace('\n', "; ")
+    let settings = match more.is_empty() {
+        true => NO_TRAIL.to_owned(),
+        false => format!("{NO_TRAIL}; {}", more.trim().replace('\n', "; ")),
     };
+    let settings = settings.as_str();
     add(Role::Ours, "tollgate", &version_of, settings, ours.clone());
     if let Some(base) = env::var_os("TOLLGATE_BASE").filter(|path| !path.is_empty()) {
         let base = PathBuf::from(base);
         let version = version(&base, "--version")?;
-        let kind = Kind::Tollgate(base, Tuning::default());
+        let bare = Tuning {
+            audit: String::new(),
+            ..Tuning::default()
+        };
+        let kind = Kind::Tollgate(base, bare);
         add(
             Role::Before,
             "tollgate before",

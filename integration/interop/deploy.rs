@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use crate::{
     claim,
-    harness::{BOUND, netns::output_of},
-    programs::{Server, command, local},
-    world::{FRONT, WITH_CHECKSUM, World},
+    harness::{BOUND, netns::output_of, relay::Start},
+    programs::{Server, command, local, until},
+    world::{FRONT, FRONT_V6, WITH_CHECKSUM, World},
 };
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -46,9 +46,32 @@ const ROUND: Duration = Duration::from_millis(500);
 /// Who asks without a panel.
 const ANNOTATION: &str = "annotation";
 
-/// In place of the shipped upstream's settings: everything in it that has metrics of its own.
-const UPSTREAM: &str = "name = \"control-plane\"";
-const MORE: &str = "name = \"control-plane\"\nahead = { min = 1, max = 4 }";
+/// More for the shipped configuration, so that it has everything that there are metrics of: connections dialled ahead, endpoints with names, and clients
+/// that no route takes.
+fn with_everything(start: Start) -> Start {
+    let listener = "trusted_peers = [\"10.20.0.0/16\"]\nupstream = \"control-plane\"\n";
+    let routes = "trusted_peers = [\"10.20.0.0/16\"]\nroutes = [{ network = \"172.31.0.0/16\", upstream = \"control-plane\" }]\n";
+    let upstream = "name = \"control-plane\"\n";
+    // Booked soon, because there are metrics of that, too.
+    let names = "[ledger]\ninterval = \"200ms\"\n[endpoint.\"*\"]\nname = \"whoever\"\naccount = \"210987654321\"\n";
+    start
+        .replace(listener, routes)
+        .replace(
+            upstream,
+            &format!("{upstream}ahead = {{ min = 1, max = 4 }}\n"),
+        )
+        .replace("[health]\n", &format!("{names}[health]\n"))
+}
+
+/// A session of each kind: one that is taken, and one that is not because it comes by IPv6.
+fn traffic(world: &World) {
+    world.curl(&[&format!("http://{FRONT}:443/")]);
+    let mut refused = command(&world.client, "curl");
+    refused.args(["--silent", "--max-time", "30"]);
+    refused.arg(format!("http://[{FRONT_V6}]:443/"));
+    let output = refused.output().expect("curl is there");
+    assert!(!output.status.success(), "no route takes it");
+}
 
 fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -274,20 +297,8 @@ fn named(text: &str) -> BTreeSet<String> {
 }
 
 fn metrics_exist() {
-    let world = World::furnished("families", 80, WITH_CHECKSUM, |start| {
-        start.replace(UPSTREAM, MORE)
-    });
-    world.curl(&[&format!("http://{FRONT}:443/")]);
-    world.relay.wait_metric(
-        "tollgate_connections_closed_total",
-        &[("reason", "completed")],
-        1,
-    );
-    let (_, metrics) = world.relay.get("/metrics");
-    let families: BTreeSet<&str> = metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-        .collect();
+    let world = World::furnished("families", 80, WITH_CHECKSUM, with_everything);
+    traffic(&world);
     let rules = text("prometheus/rules.yml");
     let lines = rules
         .lines()
@@ -304,21 +315,32 @@ fn metrics_exist() {
         .collect();
     let all: BTreeSet<String> = named(&(rules + &asked.join(" "))).into_iter().collect();
     assert!(all.len() > 40, "they are found: {all:?}");
-    let missing: Vec<&String> = all
-        .iter()
-        .filter(|name| {
-            let family = ["_bucket", "_sum", "_count"]
-                .iter()
-                .find_map(|end| name.strip_suffix(end));
-            let is_family = families.contains(name.as_str())
-                || family.is_some_and(|family| families.contains(family));
-            !is_family && !recorded.contains(*name)
-        })
-        .collect();
+    let mut missing = Vec::new();
+    let found = until(|| {
+        let (_, metrics) = world.relay.get("/metrics");
+        missing = missing_of(&all, &recorded, &metrics);
+        missing.is_empty().then_some(())
+    });
     assert!(
-        missing.is_empty(),
-        "{missing:?} are neither among {families:?} nor recorded"
+        found.is_some(),
+        "{missing:?} are neither recorded nor in\n{}",
+        world.relay.get("/metrics").1
     );
+}
+
+/// Those that are neither recorded by a rule nor a family of these metrics.
+fn missing_of(all: &BTreeSet<String>, recorded: &BTreeSet<String>, metrics: &str) -> Vec<String> {
+    let types = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    let families: BTreeSet<&str> = types.filter_map(|line| line.split(' ').next()).collect();
+    let is_missing = |name: &&String| {
+        let ends = ["_bucket", "_sum", "_count"];
+        let family = ends.iter().find_map(|end| name.strip_suffix(end));
+        let in_families = |name: &str| families.contains(name);
+        !recorded.contains(*name) && !in_families(name) && !family.is_some_and(in_families)
+    };
+    all.iter().filter(is_missing).cloned().collect()
 }
 
 /// Prometheus, asked through its own API.
@@ -373,9 +395,7 @@ impl<'a> Prometheus<'a> {
 }
 
 fn prometheus_answers() {
-    let world = World::furnished("prometheus", 80, WITH_CHECKSUM, |start| {
-        start.replace(UPSTREAM, MORE)
-    });
+    let world = World::furnished("prometheus", 80, WITH_CHECKSUM, with_everything);
     let prometheus = Prometheus::start(&world);
     let mut unanswered = questions(&dashboard());
     let mut why = String::new();
@@ -386,7 +406,7 @@ fn prometheus_answers() {
             "without an answer: {unanswered:#?} {why}"
         );
         // Sessions of both ends, one after the other: rates need two scrapes that differ.
-        world.curl(&[&format!("http://{FRONT}:443/")]);
+        traffic(&world);
         unanswered.retain(|(who, question)| {
             match prometheus.ask("/api/v1/query", Some(&filled(question))) {
                 // What is marked on the time line is what a relay that works does not do.
@@ -418,7 +438,7 @@ fn prometheus_answers() {
         assert_eq!(rule["health"], "ok", "{rule:#}");
         if rule["type"] == "recording" {
             let name = rule["name"].as_str().expect("a rule has a name");
-            let recorded = crate::programs::until(|| {
+            let recorded = until(|| {
                 let data = prometheus.ask("/api/v1/query", Some(name)).ok()?;
                 data["result"]
                     .as_array()

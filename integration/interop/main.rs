@@ -1,5 +1,5 @@
 //! The relay among programs that others wrote, as Debian packages them: HAProxy sends the headers, curl and openssl are the clients, nginx is
-//! the control plane, promtool and Prometheus judge the metrics, the rules and the dashboard.
+//! the control plane, promtool and Prometheus judge the metrics, the rules and the dashboard, sqlite3 and jq read the books.
 //!
 //! `make interop`, or `cargo test --test interop [NAME]` where the programs are there.
 
@@ -10,6 +10,7 @@ use std::{
 
 use libtest_mimic::{Arguments, Trial};
 
+mod books;
 mod claims;
 mod deploy;
 #[path = "../harness/mod.rs"]
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     }
     let mut tests = claims::tests();
     tests.extend(deploy::tests());
+    tests.extend(books::tests());
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 

@@ -13,13 +13,15 @@ use std::{
 use crate::harness::{BOUND, netns::Host, sockets::State};
 
 /// What is needed, and Debian's names for it.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 8] = [
     ("haproxy", "haproxy"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
+    ("sqlite3", "sqlite3"),
+    ("jq", "jq"),
 ];
 /// Between two looks at what has no event to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -12,6 +12,7 @@ mod addressed;
 mod ahead;
 mod balance;
 mod blocked;
+mod books;
 mod both_lost;
 mod bounds;
 #[path = "../soak/chaos.rs"]
@@ -104,6 +105,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         balance::tests(),
         ahead::tests(),
         t4::tests(),
+        books::tests(),
         regression::tests(),
         regression_bounds::tests(),
     ]

@@ -142,6 +142,12 @@ impl Books {
         &self.listeners[listener].1[worker]
     }
 
+    /// Connections that were booked to `overflow` because the bound was reached.
+    #[must_use]
+    pub fn overflowed(&self) -> u64 {
+        self.lock().overflowed
+    }
+
     /// One worker's own counters.
     #[must_use]
     pub fn worker(&self, worker: usize) -> &WorkerShard {

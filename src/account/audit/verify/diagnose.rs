@@ -159,6 +159,12 @@ impl Walk {
                 Kind::Added,
                 "a line was added before the first record".to_owned(),
             ),
+            (false, Some(sequence)) if at.goes_on() => {
+                let what = format!(
+                    "what was before record {sequence} was removed, or it was changed: no file begins like that"
+                );
+                self.finding(at, Some(sequence), Kind::Removed, what)
+            }
             (false, Some(sequence)) => {
                 let what = format!(
                     "record {sequence} was changed: what it says of the record before cannot be"

@@ -25,6 +25,8 @@ pub(super) struct Entry {
     pub(super) started: Option<(bool, bool)>,
     /// It is the last line of a file, and says that another follows.
     pub(super) leaves: bool,
+    /// It is what a file begins with: `started`, or the `rotated` that says what was before.
+    pub(super) opens: bool,
 }
 
 impl Entry {
@@ -36,6 +38,11 @@ impl Entry {
 
     pub(super) fn begins(&self) -> bool {
         self.sequence == Some(1) && self.prev == Some(BEGINNING)
+    }
+
+    /// Whether it says that there was a record before.
+    pub(super) fn goes_on(&self) -> bool {
+        self.sequence > Some(1) && self.prev.is_some_and(|prev| prev != BEGINNING)
     }
 }
 
@@ -142,6 +149,7 @@ impl Lines {
                         )
                     }),
                 leaves: event == Some("rotated"),
+                opens: matches!(event, Some("started" | "rotated")),
             }));
         }
     }

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use self::lines::{AROUND, Entry, Lines, named};
-use super::chain::{BEGINNING, Hash, Head, Key};
+use super::chain::{Hash, Head, Key};
 
 /// What is known of a trail by others than its files: the hash of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,10 +203,9 @@ impl Walk {
         Ok(entry.file + 1 == self.report.files.len() && self.lines.look()?.is_empty())
     }
 
-    /// What the first line must be: the first record, or one of which what was before is not here.
+    /// What the first line must be: the first record, or the first of a file of which those before are not here.
     fn may_begin(&self, entry: &Entry) -> bool {
-        entry.begins()
-            || (entry.sequence > Some(1) && entry.prev.is_some_and(|prev| prev != BEGINNING))
+        entry.begins() || (entry.opens && entry.goes_on())
     }
 
     /// Whether a process begins its own trail there: on standard output all do.
