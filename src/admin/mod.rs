@@ -25,6 +25,7 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
@@ -43,6 +44,9 @@ pub use top::Top;
 /// Connections served at once on the admin port, and as many on the health port; further ones wait in the accept queue. Each is
 /// bounded in time, so that those who dawdle cannot keep a balancer's check waiting for long.
 const CONNECTIONS: usize = 1024;
+
+/// Long answers that are made at once; who asks for another waits.
+const ANSWERS: usize = 2;
 
 /// How long accepting rests after an error.
 const REST: Duration = Duration::from_millis(100);
@@ -104,7 +108,8 @@ pub async fn serve(listener: TcpListener, view: Arc<View>) {
     serve_each(&accept, move |(stream, _): (TcpStream, SocketAddr)| {
         let view = view.clone();
         http::serve(stream, Vec::new(), Requests::Many, move |request| {
-            std::future::ready(answer(&view, &request.method, request.uri.path()))
+            let view = view.clone();
+            async move { answer(&view, &request.method, request.uri.path()).await }
         })
     })
     .await;
@@ -144,19 +149,38 @@ async fn serve_each<
 }
 
 /// What anybody may ask who reaches us.
-fn answer(view: &View, method: &Method, path: &str) -> Answer {
+async fn answer(view: &Arc<View>, method: &Method, path: &str) -> Answer {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Answer::reading_only();
     }
     match path {
-        "/metrics" => match metrics::encode(view) {
-            Ok(text) => Answer::metrics(text),
-            Err(error) => {
-                warn!(%error, "cannot encode the metrics");
-                Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into()
-            }
-        },
-        "/status" => Json(status::status(view)).into(),
+        "/metrics" => beside(view, metrics_text).await,
+        "/status" => beside(view, |view| Json(status::status(view)).into()).await,
         path => health::check(path, &view.readiness),
+    }
+}
+
+fn metrics_text(view: &View) -> Answer {
+    match metrics::encode(view) {
+        Ok(text) => Answer::metrics(text),
+        Err(error) => {
+            warn!(%error, "cannot encode the metrics");
+            Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into()
+        }
+    }
+}
+
+/// Makes a long answer in a thread of its own, a few at a time: this one has names to resolve, and 50,000 accounts take a tenth of a second.
+async fn beside(view: &Arc<View>, make: impl FnOnce(&View) -> Answer + Send + 'static) -> Answer {
+    static AT_ONCE: Semaphore = Semaphore::const_new(ANSWERS);
+    let view = view.clone();
+    // It is never closed.
+    let _place = AT_ONCE.acquire().await;
+    match spawn_blocking(move || make(&view)).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            warn!(%error, "an answer could not be made");
+            Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into()
+        }
     }
 }

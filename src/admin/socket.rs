@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::endpoints::connected;
@@ -137,7 +136,9 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
     let path = request.uri.path();
     let answered = match (path, &request.method) {
         ("/endpoints", &(Method::GET | Method::HEAD)) => {
-            whole(move || connected(&view.books.snapshot().accounts, &view.endpoints)).await
+            let connected =
+                |view: &View| connected(&view.books.snapshot().accounts, &view.endpoints);
+            Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
         ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,
         ("/anchor", &(Method::GET | Method::HEAD)) => anchor(&view),
@@ -148,7 +149,7 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
             let why = "only root and the relay's own user may export: what was exported is not exported again\n";
             Err(Text(StatusCode::FORBIDDEN, why.to_owned()))
         }
-        _ => Ok(super::answer(&view, &request.method, path)),
+        _ => Ok(super::answer(&view, &request.method, path).await),
     };
     answered.unwrap_or_else(Answer::from)
 }
@@ -156,7 +157,7 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
 type Answered = Result<Answer, Text>;
 
 /// What was used, up to this moment.
-async fn usage(view: &View, query: Option<&str>) -> Answered {
+async fn usage(view: &Arc<View>, query: Option<&str>) -> Answered {
     let (query, ledger) = (asked(query)?, ledger(view)?);
     let booked = ledger.book_now().await;
     let rows = ledger.report(query).await.map_err(refused)?;
@@ -164,17 +165,15 @@ async fn usage(view: &View, query: Option<&str>) -> Answered {
         // What is booked already is answered for; the rest is in memory, and readiness tells.
         warn!(%error, "usage is told as of the last booking");
     }
-    whole(move || rows).await
+    Ok(super::beside(view, move |_| listed(&rows)).await)
 }
 
-/// Makes and writes a list in a thread of its own: it may have a hundred thousand lines, and this one has names to resolve.
-async fn whole<T: Serialize>(list: impl FnOnce() -> T + Send + 'static) -> Answered {
-    let written = spawn_blocking(move || serde_json::to_string(&list())).await;
-    let failed = |why: String| Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n"));
-    let text = written.map_err(|error| failed(error.to_string()))?;
-    Ok(Answer::json(
-        text.map_err(|error| failed(error.to_string()))?,
-    ))
+/// A list, of perhaps a hundred thousand lines.
+fn listed(list: &impl Serialize) -> Answer {
+    match serde_json::to_string(list) {
+        Ok(text) => Answer::json(text),
+        Err(error) => Text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into(),
+    }
 }
 
 fn anchor(view: &View) -> Answered {
