@@ -42,6 +42,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             ledger_lost_with_a_killed_relay_is_begun_anew_and_doubles_nothing,
         ),
         claim(
+            "killed_between_a_booking_and_its_note_nothing_is_booked_twice",
+            killed_between_a_booking_and_its_note_nothing_is_booked_twice,
+        ),
+        claim(
             "ledger_of_a_newer_version_is_left_alone",
             ledger_of_a_newer_version_is_left_alone,
         ),
@@ -285,6 +289,38 @@ fn ledger_lost_with_a_killed_relay_is_begun_anew_and_doubles_nothing() {
     end(&relay);
     assert_eq!(ledger::integrity(&faulty.home.ledger()), "ok");
     assert_eq!(faulty.total().closed, 21);
+}
+
+/// A kill seldom falls there, so the counters are put back as they were before the booking: the ledger's own marks must know better.
+fn killed_between_a_booking_and_its_note_nothing_is_booked_twice() {
+    let mut faulty = Faulty::new("ledger-twice", "");
+    faulty.start = faulty
+        .start
+        .replace("interval = \"1s\"", "interval = \"1h\"");
+    let relay = faulty.relay();
+    for endpoint in 0..10 {
+        faulty.session(endpoint, 1000);
+    }
+    relay.wait_metric("tollgate_connections_active", &[], 0);
+    let entries = fs::read_dir(faulty.home.run()).unwrap();
+    let mut counters = entries.map(|entry| entry.unwrap().path()).filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("books-"))
+    });
+    let counters = counters.next().unwrap();
+    let before = fs::read(&counters).unwrap();
+    let booked = usage(&faulty.home, &faulty.hosts.relay, &["endpoint"]);
+    assert_eq!(ledger::total(&booked).counts(), [10, 10, 0, 10_000, 10_000]);
+    relay.kill();
+    drop(relay);
+    assert!(fs::read(&counters).unwrap() != before, "it was noted");
+    fs::write(&counters, before).unwrap();
+    let relay = faulty.relay();
+    faulty.session(3, 500);
+    let booked = usage(&faulty.home, &faulty.hosts.relay, &["endpoint"]);
+    assert_eq!(ledger::total(&booked).counts(), [11, 11, 0, 10_500, 10_500]);
+    end(&relay);
+    assert_eq!(faulty.total().counts(), [11, 11, 0, 10_500, 10_500]);
 }
 
 fn ledger_of_a_newer_version_is_left_alone() {
