@@ -110,7 +110,8 @@ fn explain_config(world: &World) {
     };
     say("   That is the file systemd/tollgate.toml as it is shipped; what matters in it:");
     matter(SHIPPED, " ");
-    say("   and what this demo appends: its name server, and a port for plain HTTP:");
+    say("   and what this demo appends: its name server, a port for plain HTTP, and more");
+    say("   for the books:");
     matter(text.strip_prefix(SHIPPED).unwrap_or(&text), "+");
 }
 
@@ -160,13 +161,37 @@ fn settle(world: &World) -> Result<bool, String> {
     if code != 0 {
         say(&format!("   WRONG: the relay ended with {code}."));
     }
-    let right = right && over && code == 0;
+    let right = right && over && code == 0 && explain_what_lasts(world);
+    say("");
     say(if right {
         "   The books are right. The relay was told to end, and ended with 0."
     } else {
         "   THIS IS NOT AS IT MUST BE; see above."
     });
     Ok(right)
+}
+
+/// What is left when the relay is gone; true when it can be read and holds.
+fn explain_what_lasts(world: &World) -> bool {
+    say("7. The relay was told to end. What lasts is its ledger, and a record of each");
+    say("   session in the audit trail, each tied to the one before:");
+    let mut right = true;
+    for command in [
+        ["usage", "--config", "@CONFIG@"].as_slice(),
+        &["audit", "verify", "--config", "@CONFIG@"],
+    ] {
+        let said = world.relay.tollgate(command);
+        say("");
+        say(&format!(
+            "     $ tollgate {}",
+            command[..command.len() - 2].join(" ")
+        ));
+        for line in said.out.lines().chain(said.err.lines()) {
+            say(&format!("     {line}"));
+        }
+        right &= said.code == 0;
+    }
+    right
 }
 
 /// What a user can do from another terminal, while the demo is kept.

@@ -25,7 +25,7 @@ use crate::{
 
 /// The configuration that is shipped. It is used as it is; the demo appends to it.
 pub(crate) const SHIPPED: &str = include_str!("../../systemd/tollgate.toml");
-/// What this place needs beyond: a name server, and a second port for agents that speak plain HTTP.
+/// What this place needs beyond: a name server, and a second port for agents that speak plain HTTP; names for the books, and a file for the audit trail.
 pub(crate) const APPENDED: &str = r#"
 # --- appended by the demo ---
 [resolver]
@@ -40,6 +40,17 @@ upstream = "control-plane-http"
 [[upstream]]
 name = "control-plane-http"
 targets = ["cp.us-east-1.example.internal:80"]
+
+[endpoint."vpce-0a1c5e7f9b2d4c6e8"]
+name = "payments"
+account = "111111111111"
+
+[endpoint."vpce-0f9e8d7c6b5a43210"]
+name = "search"
+account = "222222222222"
+
+[audit]
+sink = "@DIR@/audit.log"
 "#;
 /// The control plane's name, as the shipped configuration has it.
 pub(crate) const CONTROL_PLANE: &str = "cp.us-east-1.example.internal";
