@@ -15,7 +15,7 @@
 //!    ([`proxy_protocol::identity`]).
 //! 6. **Relay.** Both sockets go to the worker's [`relay::engine`], which copies or splices in both directions, passes on half-closes
 //!    and resets, and bounds the session's time.
-//! 7. **Close.** One [`account::CloseReason`], booked and logged in one place.
+//! 7. **Close.** One [`account::CloseReason`], booked, recorded and logged in one place.
 //!
 //! Steps 1 to 5 are one task, [`session::serve`]; step 6 and 7 are plain data in the engine. Both get their events from the worker's
 //! [`reactor`].
@@ -24,7 +24,8 @@
 //!
 //! The [`supervisor`] is the control thread: names, admin port, signals, the way out ([`drain`]). Each [`worker`] is a thread
 //! with one wait, its [`reactor`], and its own listening sockets, tasks, engine, pipes, buffer and shard of every counter. Workers share
-//! nothing they would have to lock while bytes move. [`admin`] sees snapshots of the books and never a session.
+//! nothing they would have to lock while bytes move. [`admin`] sees snapshots of the books and never a session. What is written to a disk has threads of its own, which wait for
+//! it so that nobody else has to: [`account::ledger`] books what the workers count, [`account::audit`] writes the records that they hand over.
 
 pub mod account;
 pub mod admin;

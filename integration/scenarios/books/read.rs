@@ -82,7 +82,7 @@ fn usage_tells_the_same_while_the_relay_runs_and_when_it_is_down() {
         &booked.hosts.relay,
         &["usage", "--state-dir", "@DIR@/nothing"],
     );
-    assert_ne!(nowhere.code, 0, "{nowhere:?}");
+    assert_eq!(nowhere.code, 69, "{nowhere:?}");
     assert!(nowhere.err.contains("nothing"), "{nowhere:?}");
 }
 
@@ -131,7 +131,7 @@ fn usage_needs_no_right_to_write() {
     let said = booked
         .home
         .tollgate_through(&booked.hosts.relay, &NOBODY, &arguments);
-    assert_ne!(said.code, 0, "{said:?}");
+    assert_eq!(said.code, 77, "{said:?}");
     assert!(said.err.contains("Permission denied"), "{said:?}");
 }
 

@@ -3,7 +3,9 @@
 mod export;
 mod when;
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
@@ -102,7 +104,10 @@ fn ask(places: &Places, query: &Query) -> Result<Vec<Row>, Error> {
     let read = Reading::open(&places.state_dir)
         .and_then(|ledger| ledger.report(query, Instant::now() + REPORT));
     read.map_err(|trouble| Error::Books {
-        code: code(trouble.kind),
+        code: match trouble.kind {
+            Kind::CannotOpen if is_denied(&trouble.path) => ExitCode::Permission,
+            kind => code(kind),
+        },
         what: match trouble.kind {
             Kind::CannotOpen => format!(
                 "{nobody}, and its ledger cannot be read: {path}: {what}; name the relay's directories with --config or --state-dir, or ask as a user who may read them",
@@ -112,6 +117,11 @@ fn ask(places: &Places, query: &Query) -> Result<Vec<Row>, Error> {
             _ => format!("{nobody}, and its ledger tells nothing: {trouble}"),
         },
     })
+}
+
+/// Whether it is there, or may be, and not for us.
+fn is_denied(path: &Path) -> bool {
+    File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// What a command ends with that cannot use the ledger.
