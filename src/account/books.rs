@@ -25,6 +25,8 @@ pub enum Place {
     Memory,
     /// In a file in this directory, which outlives the process; a ledger books them.
     File(PathBuf),
+    /// In memory, and a ledger books them: what was counted since the last booking ends with the process.
+    Unkept,
 }
 
 pub use super::file::BooksError;
@@ -36,6 +38,8 @@ pub struct Books {
     limits: Limits,
     region: Arc<Region>,
     file: Option<CounterFile>,
+    /// Whether a ledger books them.
+    to_be_booked: bool,
     listeners: Vec<(Arc<str>, Box<[ListenerShard]>)>,
     workers: Box<[WorkerShard]>,
 }
@@ -70,8 +74,9 @@ impl Books {
         limits: Limits,
     ) -> Result<Self, BooksError> {
         let slots = limits.slots();
+        let to_be_booked = place != Place::Memory;
         let (region, file) = match place {
-            Place::Memory => (CounterFile::memory(workers, slots)?, None),
+            Place::Memory | Place::Unkept => (CounterFile::memory(workers, slots)?, None),
             Place::File(run_dir) => {
                 let (region, file) = CounterFile::create(&run_dir, workers, slots)?;
                 (region, Some(file))
@@ -89,6 +94,7 @@ impl Books {
             limits,
             region: Arc::new(region),
             file,
+            to_be_booked,
             listeners: listeners
                 .iter()
                 .enumerate()
@@ -217,7 +223,7 @@ impl Books {
     /// Says how many.
     pub fn let_go(&self, idle_after: Duration, now: u64) -> usize {
         let idle_after = u64::try_from(idle_after.as_millis()).unwrap_or(u64::MAX);
-        let to_be_booked = self.file.is_some();
+        let to_be_booked = self.to_be_booked;
         let accounts: Vec<_> = self.lock().in_order.values().cloned().collect();
         let idle = accounts
             .iter()

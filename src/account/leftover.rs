@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::file::{boot_id, header_crc, lock};
 use super::layout::{self, HEADER_WORDS, MAGIC, VERSION, WORD, header};
@@ -104,6 +106,39 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     fs::rename(path, &aside)?; // ids do not repeat: there is none of that name
     Ok(aside)
 }
+
+/// Gives back the room of a file that nobody writes to any more: pages of zeros, which are most of it, are read as that without any. Its length and
+/// what is in it stay as they are. Says how many bytes it has no more.
+///
+/// # Errors
+/// When it cannot be read or changed.
+pub fn shrink(path: &Path) -> io::Result<u64> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let before = file.metadata()?.blocks();
+    let mut piece = vec![0; SPARE];
+    let mut at = 0;
+    loop {
+        let mut read = 0;
+        while read < SPARE {
+            match file.read(&mut piece[read..])? {
+                0 => break,
+                n => read += n,
+            }
+        }
+        if read == 0 {
+            break;
+        }
+        if piece[..read].iter().all(|byte| *byte == 0) {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(&file, hole, at, read as u64)?;
+        }
+        at += read as u64;
+    }
+    Ok(before.saturating_sub(file.metadata()?.blocks()) * 512)
+}
+
+/// What is given back is given back by so much: some pages.
+const SPARE: usize = 16 * 1024;
 
 impl Leftover {
     /// Reads a file, unless a process has it, and makes whole what can be made whole.
