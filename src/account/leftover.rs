@@ -22,6 +22,8 @@ pub struct Leftover {
     pub path: PathBuf,
     /// Which counters they are.
     pub file_id: u64,
+    /// The ledger that has marks of all that was booked of it; 0: none, or not known.
+    pub ledger: u64,
     /// Every account in it that is whole: sessions that were open are closed with `crashed`.
     pub slots: Vec<SlotTotals>,
     /// How many those were.
@@ -93,6 +95,16 @@ pub fn find(run_dir: &Path) -> Vec<PathBuf> {
     let mut found: Vec<_> = entries.map(|entry| entry.path()).filter(is_books).collect();
     found.sort();
     found
+}
+
+/// The ids of the counter files in `run_dir`, by their names: also of those that cannot be read.
+#[must_use]
+pub fn ids(run_dir: &Path) -> Vec<u64> {
+    let found = find(run_dir).into_iter();
+    let id = |path: PathBuf| {
+        u64::from_str_radix(path.file_name()?.to_str()?.strip_prefix("books-")?, 16).ok()
+    };
+    found.filter_map(id).collect()
 }
 
 /// Gives a file that cannot be booked, or not wholly, another name, under which it stays. Says which.
@@ -203,6 +215,7 @@ impl Leftover {
         Ok(Self {
             path: path.to_owned(),
             file_id: header[header::FILE_ID],
+            ledger: layout::ledger_of(|place| header[place]),
             slots: repaired.slots,
             crashed: repaired.crashed,
             torn: repaired.torn,

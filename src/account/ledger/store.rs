@@ -3,6 +3,9 @@
 //! Knows no threads and no clock: it is given what was counted and what time it is.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,6 +15,7 @@ use super::hours::Hour;
 use super::mark;
 use super::schema;
 use super::trouble::{Kind, Trouble};
+use crate::account::file::random;
 use crate::account::{
     AccountKey, Anchor, CloseReason, Counters, Direction, REFUSED, SlotTotals, refused_name,
 };
@@ -38,6 +42,12 @@ pub(super) struct WalBounds {
 pub struct Store {
     pub(super) path: PathBuf,
     pub(super) connection: Connection,
+    /// Which ledger it is: no other has this number.
+    pub(super) id: u64,
+    /// The file that was opened: device and inode.
+    file: (u64, u64),
+    /// What the file had at least when it was looked at last, and the number that others' writing to it had then.
+    had: (u64, i64),
     relay: String,
     pub(super) names: Endpoints,
     closed: [i64; CloseReason::ALL.len()],
@@ -55,6 +65,10 @@ pub struct Store {
 pub struct Batch<'a> {
     /// Whose slots they are: the counter file's id.
     pub file: u64,
+    /// The ledger that the counter file names: the one that has a mark of whatever was booked of it. 0: none, or not known.
+    pub ledger: u64,
+    /// Whether these are all slots that somebody has.
+    pub whole: bool,
     /// What they hold.
     pub slots: &'a [SlotTotals],
     /// Whether nobody will count in this file again.
@@ -72,6 +86,8 @@ pub struct Booked {
     pub accounts: usize,
     /// How far slots are booked now, slot, generation and numbers: those for which the counter file does not say so yet.
     pub marks: Vec<(u32, u64, Counters)>,
+    /// The ledger to be named by the counter file from now on: it has a mark, and for good, of whatever was booked.
+    pub ledger: Option<u64>,
 }
 
 struct Mark {
@@ -100,8 +116,12 @@ impl Store {
         for (index, place) in refused.iter_mut().enumerate() {
             *place = why("refused", refused_name(index)).map_err(failed)?;
         }
+        let file = fs::metadata(path).map_err(|error| Trouble::io(path, &error))?;
         let mut store = Self {
             path: path.to_owned(),
+            id: 0,
+            file: (file.dev(), file.ino()),
+            had: (0, 0),
             relay: relay.to_owned(),
             names: names.clone(),
             closed,
@@ -114,7 +134,62 @@ impl Store {
         };
         store.anchored = last_anchor(&store.connection).map_err(failed)?;
         store.begin_naming().map_err(failed)?;
+        store.id = store.identify().map_err(failed)?;
+        store.remember_size().map_err(failed)?;
         Ok(store)
+    }
+
+    /// The ledger's own number. One that has none yet gets it, in the file itself: a log of changes may be lost.
+    fn identify(&self) -> rusqlite::Result<u64> {
+        let known = fact(&self.connection, "ledger")?;
+        if let Some(id) = known.and_then(|text| u64::from_str_radix(&text, 16).ok()) {
+            return Ok(id);
+        }
+        let id = random();
+        set_fact(&self.connection, "ledger", &format!("{id:016x}"))?;
+        self.take_up_wal()?;
+        Ok(id)
+    }
+
+    /// Looks whether the file that is written to is still the one that others find, and as long as it was. SQLite does not: it would go on booking
+    /// into a file that was removed.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] where it is not.
+    pub fn is_there(&self) -> Result<(), Trouble> {
+        let lost = |what: &str| Err(Trouble::new(Kind::Damaged, &self.path, what));
+        let now = match fs::metadata(&self.path) {
+            Ok(now) => now,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return lost("it was removed while the relay used it");
+            }
+            Err(error) => return Err(Trouble::io(&self.path, &error)),
+        };
+        if (now.dev(), now.ino()) != self.file {
+            return lost("another file was put in its place while the relay used it");
+        }
+        let (length, others) = self.had;
+        if now.len() < length && self.others().unwrap_or(others) == others {
+            return lost("it was cut off while the relay used it");
+        }
+        Ok(())
+    }
+
+    /// Changes whenever another program writes to the ledger. It might make the file shorter.
+    fn others(&self) -> rusqlite::Result<i64> {
+        self.connection
+            .pragma_query_value(None, "data_version", |row| row.get(0))
+    }
+
+    fn remember_size(&mut self) -> rusqlite::Result<()> {
+        let others = self.others()?;
+        let number = |pragma| {
+            self.connection
+                .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
+        };
+        let pages = number("page_count")?.saturating_mul(number("page_size")?);
+        self.had = (file_size(&self.path).min(pages.cast_unsigned()), others);
+        Ok(())
     }
 
     /// Books what was counted, all of it or nothing. What is marked already is not booked again, whatever the counter file says.
@@ -122,12 +197,20 @@ impl Store {
     /// # Errors
     /// [`Trouble`]: then nothing is booked.
     pub fn book(&mut self, now: Timestamp, batch: &Batch<'_>) -> Result<Booked, Trouble> {
+        self.is_there()?;
         if self.settled == Some(batch.file) && !self.has_news(batch) {
             return Ok(Booked::default());
         }
         self.bound_wal()?;
         self.settled = None; // until it went well
-        let booked = self.try_to_book(now, batch)?;
+        let mut booked = self.try_to_book(now, batch)?;
+        // Where it is not, what was written just now is in no ledger that anybody finds, and is booked again into the next.
+        self.is_there()?;
+        self.remember_size()
+            .map_err(|error| Trouble::of(&self.path, &error))?;
+        if batch.whole && batch.ledger != self.id && self.is_in_the_file() {
+            booked.ledger = Some(self.id);
+        }
         self.settled = Some(batch.file);
         if batch.anchor.is_some() {
             self.anchored = batch.anchor.cloned();
@@ -158,13 +241,17 @@ impl Store {
             hour: Some(hour),
             ..Booked::default()
         };
+        let named = batch.ledger == self.id;
+        let nothing = Counters::default();
         for slot in batch.slots {
             let mark = marks.get(&slot.slot);
             if mark.is_some_and(|mark| mark.generation > slot.generation) {
                 continue; // a life of that slot that ended long ago, wholly booked
             }
             let mark = mark.filter(|mark| mark.generation == slot.generation);
-            let before = mark.map_or(&slot.booked, |mark| &mark.counters);
+            // What this ledger has a mark of was booked into it, and nothing else. What another one has, the counter file says.
+            let unmarked = if named { &nothing } else { &slot.booked };
+            let before = mark.map_or(unmarked, |mark| &mark.counters);
             // The truth of yesterday stands where a number became smaller, which only a file that was tampered with has.
             let counters = before.plus(&slot.totals.counters.since(before));
             if counters != *before {
@@ -174,6 +261,10 @@ impl Store {
                 let place = (batch.file, slot.slot, slot.generation);
                 entry.mark(place, id, &counters).map_err(failed)?;
                 booked.accounts += 1;
+            } else if mark.is_none() && counters != nothing {
+                let id = entry.account(&slot.totals.key).map_err(failed)?;
+                let place = (batch.file, slot.slot, slot.generation);
+                entry.mark(place, id, &counters).map_err(failed)?;
             }
             if counters != slot.booked {
                 booked.marks.push((slot.slot, slot.generation, counters));
@@ -278,6 +369,16 @@ impl Store {
         }
         let what = format!("somebody reads it without end, and {size} bytes wait to be taken up");
         Err(Trouble::new(Kind::Reader, &wal, what))
+    }
+
+    /// Takes the log of changes up without waiting for anybody; whether all of it is in the file now.
+    fn is_in_the_file(&self) -> bool {
+        let sql = "PRAGMA wal_checkpoint(PASSIVE)";
+        let number = |row: &rusqlite::Row<'_>, column| row.get::<_, i64>(column);
+        let taken = self.connection.query_row(sql, [], |row| {
+            Ok((number(row, 0)?, number(row, 1)?, number(row, 2)?))
+        });
+        taken.is_ok_and(|(busy, log, in_file)| busy == 0 && log == in_file)
     }
 
     fn take_up_wal(&self) -> rusqlite::Result<()> {
