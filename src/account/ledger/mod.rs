@@ -39,6 +39,7 @@ pub mod export;
 pub mod hours;
 mod lock;
 mod mark;
+mod presence;
 pub mod read;
 pub mod report;
 pub mod schema;

@@ -586,7 +586,6 @@ fn an_export_that_was_killed_writes_its_file_again_and_no_second_one() {
     let connection = rusqlite::Connection::open(here.path()).unwrap();
     let unmark = "UPDATE exports SET exported = NULL";
     connection.execute(unmark, []).unwrap();
-    drop(connection);
     let again = export_at_rest(&settings, None, true).unwrap().unwrap();
     assert_eq!(again.files, first.files);
 }
