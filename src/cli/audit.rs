@@ -275,7 +275,7 @@ mod tests {
         };
         let mut head = None;
         for _ in 0..2 {
-            head = Trail::start(&settings, &about).unwrap().0.end();
+            head = Trail::start(&settings, &about, None).unwrap().0.end();
         }
         let head = head.expect("it was written");
         std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();

@@ -9,6 +9,9 @@ use sha2::{Digest, Sha256};
 /// `prev` of the first record of a trail.
 pub const BEGINNING: Hash = Hash([0; 32]);
 
+/// The largest number of a record: what is larger no relay has written, and the ledger could not keep.
+pub const LAST: u64 = i64::MAX as u64;
+
 /// The longest key that is read. Any longer file is no key.
 const LONGEST_KEY: u64 = 64 * 1024;
 

@@ -8,7 +8,8 @@
 //! # let config = Config::from_str("", "an example").map_err(|_| "no configuration")?;
 //! let about = About { relay_id: &config.relay_id, config: "its digest", workers: 2 };
 //! // One scribe for each worker, which wraps it in an `Rc`: sessions share it.
-//! let (trail, scribes) = Trail::start(&config.audit, &about)?;
+//! // With what the ledger knows of the trail, `Ledger::last_anchor`, where there is one.
+//! let (trail, scribes) = Trail::start(&config.audit, &about, None)?;
 //! // In a worker, right before a session is opened:
 //! # let scribe = scribes.into_iter().next().map(Rc::new).ok_or("no worker")?;
 //! if scribe.may_open() { /* Scribe::open, then Entry::progress, then Entry::close */ }
@@ -47,7 +48,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{error, warn};
 
-use self::chain::{Head, Key};
+use self::chain::{Hash, Head, Key, LAST};
 use self::json::Style;
 use self::press::{Command, Known, Page, Past, Press, bytes_as_text, say};
 pub use self::queue::{Entry, Scribe};
@@ -148,11 +149,15 @@ impl Trail {
 
     /// Opens the sink, goes on with the trail that is there, says that the process started, and gives each worker its scribe.
     ///
+    /// `anchor` is the last that the ledger has: where it is of this file, and the file ends before it, records are missing. Then the trail goes on behind the
+    /// anchor, so that the gap stays in it.
+    ///
     /// # Errors
     /// See [`TrailError`].
     pub fn start(
         settings: &config::Audit,
         about: &About<'_>,
+        anchor: Option<&Anchor>,
     ) -> Result<(Self, Vec<Scribe>), TrailError> {
         let key = match &settings.key_file {
             _ if settings.sink == config::Sink::Off => Key::none(),
@@ -173,7 +178,8 @@ impl Trail {
                     size: settings.rotate_size,
                     age: settings.rotate_age,
                 };
-                resume(path, &key, rotation, settings.interval).map_err(|error| {
+                let known = anchor.and_then(|anchor| head_of(anchor, path));
+                resume(path, &key, rotation, settings.interval, known).map_err(|error| {
                     TrailError::Sink {
                         path: path.clone(),
                         error,
@@ -223,6 +229,10 @@ impl Trail {
             }
             if let Some(aside) = &resumed.aside {
                 line.text("damaged", &aside.to_string_lossy());
+            }
+            if let Some((from, to)) = resumed.missing {
+                line.number("missing_from", Some(from));
+                line.number("missing_to", Some(to));
             }
         });
         shared.written[Event::Started as usize].fetch_add(1, Relaxed);
@@ -378,6 +388,8 @@ struct Resumed {
     torn: Vec<u8>,
     /// Where a file went that could not be gone on with.
     aside: Option<PathBuf>,
+    /// The first and the last record that the ledger knows of and no file has.
+    missing: Option<(u64, u64)>,
     past: Past,
 }
 
@@ -389,8 +401,33 @@ fn standard_output() -> io::Result<Resumed> {
         head: Head::default(),
         torn: Vec::new(),
         aside: None,
+        missing: None,
         past: Past::default(),
     })
+}
+
+/// Where an anchor says that the trail in `path` stands; `None`: it is another file's.
+fn head_of(anchor: &Anchor, path: &Path) -> Option<Head> {
+    let is_ours = anchor.file == path.display().to_string();
+    let known = is_ours && (1..=LAST).contains(&anchor.sequence);
+    Some(Head {
+        sequence: anchor.sequence,
+        hash: Hash::parse(&anchor.hash).filter(|_| known)?,
+    })
+}
+
+/// Where a trail goes on whose files end with `found`, and which records are missing there. What the ledger knows stands above what the files say: it is
+/// where whoever writes to the files is not.
+fn held_against(anchor: Option<Head>, found: Head) -> (Head, Option<(u64, u64)>) {
+    match anchor {
+        Some(anchor) if found.sequence < anchor.sequence => {
+            (anchor, Some((found.sequence + 1, anchor.sequence)))
+        }
+        Some(anchor) if found.sequence == anchor.sequence && found.hash != anchor.hash => {
+            (anchor, Some((anchor.sequence, anchor.sequence)))
+        }
+        _ => (found, None),
+    }
 }
 
 /// Opens a file and goes on with the trail that is in it, or in those before it. What a kill left of a line is taken out of the file, where it would be in
@@ -400,6 +437,7 @@ fn resume(
     key: &Key,
     rotation: Rotation,
     interval: Option<Duration>,
+    anchor: Option<Head>,
 ) -> io::Result<Resumed> {
     let mut file = open(path, false)?;
     let mut before = followed(path);
@@ -439,6 +477,16 @@ fn resume(
         torn = [rest, torn].concat();
         head = Some(last_head);
     }
+    let (head, missing) = held_against(anchor, head.unwrap_or_default());
+    if let Some((from, to)) = missing {
+        error!(
+            file = %path.display(),
+            missing_from = from,
+            missing_to = to,
+            "audit records are missing that the ledger knows of: while no relay ran, the file was cut, emptied, changed or moved away. The trail goes on behind them, \
+             and tollgate audit verify finds the gap unless it is given the files that have them"
+        );
+    }
     before.push(path.to_owned());
     let length = |path: PathBuf| {
         let length = path.metadata().ok()?.len();
@@ -455,9 +503,10 @@ fn resume(
     let began = first_time(&file).unwrap_or_else(now);
     Ok(Resumed {
         sink: Box::new(FileSink::new(path, file, began, rotation)),
-        head: head.unwrap_or_default(),
+        head,
         torn,
         aside,
+        missing,
         past,
     })
 }

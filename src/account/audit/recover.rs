@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::chain::{Hash, Head, Key};
+use super::chain::{Hash, Head, Key, LAST};
 use super::record::Micros;
 
 /// The longest line that is looked at. Ours have a few hundred bytes, and one that seals a torn line a few thousand.
@@ -36,6 +36,11 @@ pub(super) struct Link<'a> {
     pub(super) chain: Option<std::borrow::Cow<'a, str>>,
     #[serde(default, borrow)]
     pub(super) sink: Option<std::borrow::Cow<'a, str>>,
+    /// The records that a start did not find.
+    #[serde(default)]
+    pub(super) missing_from: Option<u64>,
+    #[serde(default)]
+    pub(super) missing_to: Option<u64>,
     pub(super) seq: u64,
     #[serde(borrow)]
     pub(super) prev: std::borrow::Cow<'a, str>,
@@ -45,7 +50,14 @@ impl<'a> Link<'a> {
     /// What a line says; `None` where it is no record.
     pub(super) fn parse(line: &'a [u8]) -> Option<Self> {
         let link: Self = serde_json::from_slice(line).ok()?;
-        (link.seq > 0).then_some(link)
+        (1..=LAST).contains(&link.seq).then_some(link)
+    }
+
+    /// The records that a start did not find, right before this one.
+    pub(super) fn missing(&self) -> Option<(u64, u64)> {
+        let (from, to) = (self.missing_from?, self.missing_to?);
+        let fits = self.event.as_deref() == Some("started") && from <= to && to == self.seq - 1;
+        fits.then_some((from, to))
     }
 
     pub(super) fn prev(&self) -> Option<Hash> {

@@ -11,6 +11,7 @@ use crate::account::{Account, AccountKey, Books, CloseReason, Limits, Place};
 use crate::config::{Audit, OnFull};
 
 mod full;
+mod held;
 
 /// The longest that something is waited for which happens at once.
 const BOUND: Duration = Duration::from_secs(20);
@@ -35,8 +36,13 @@ fn about(config: &str) -> About<'_> {
 }
 
 fn start(settings: &Audit) -> (Trail, Rc<Scribe>) {
-    let (trail, scribes) = Trail::start(settings, &about("abc")).unwrap();
+    let (trail, scribes) = Trail::start(settings, &about("abc"), None).unwrap();
     (trail, Rc::new(scribes.into_iter().next().unwrap()))
+}
+
+fn start_behind(settings: &Audit, anchor: &Anchor) -> Trail {
+    let started = Trail::start(settings, &about("abc"), Some(anchor));
+    started.unwrap().0
 }
 
 /// A trail into a sink that a test has made.
@@ -51,6 +57,7 @@ fn start_with(sink: Box<dyn Sink>, on_full: OnFull, patience: Duration) -> (Trai
         head: Head::default(),
         torn: Vec::new(),
         aside: None,
+        missing: None,
         past: Past::default(),
     };
     let (trail, scribes) =
@@ -231,7 +238,7 @@ fn a_trail_goes_on_with_the_next_process() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.log");
     for config in ["abc", "abc", "def"] {
-        let (trail, _) = Trail::start(&settings(&path), &about(config)).unwrap();
+        let (trail, _) = Trail::start(&settings(&path), &about(config), None).unwrap();
         trail.config_changed(config);
         assert!(trail.end().is_some());
     }
@@ -403,7 +410,7 @@ fn two_relays_do_not_write_to_one_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.log");
     let (_trail, _) = start(&settings(&path));
-    let second = Trail::start(&settings(&path), &about("abc"));
+    let second = Trail::start(&settings(&path), &about("abc"), None);
     assert!(matches!(second, Err(TrailError::Sink { .. })), "{second:?}");
 }
 
@@ -430,7 +437,7 @@ fn a_key_makes_a_trail_that_nobody_else_can_make() {
         key_file: Some(key.clone()),
         ..settings(&path)
     };
-    let missing = Trail::start(&keyed, &about("abc"));
+    let missing = Trail::start(&keyed, &about("abc"), None);
     assert!(
         matches!(missing, Err(TrailError::Key { .. })),
         "{missing:?}"
