@@ -63,7 +63,7 @@ fn anchor(text: &str) -> Result<Known, String> {
     let (sequence, hash) = text.split_once(':').ok_or_else(wrong)?;
     Ok(Known {
         sequence: sequence.parse().map_err(|_| wrong())?,
-        hash: Hash::parse(hash).ok_or_else(wrong)?,
+        hash: Hash::parse(&hash.to_ascii_lowercase()).ok_or_else(wrong)?,
     })
 }
 
@@ -76,8 +76,8 @@ impl Verify {
             Sink::File(path) => Some(path.clone()),
             Sink::Off | Sink::Stdout => None,
         });
-        let paths = match (&self.files[..], own) {
-            ([], Some(path)) => files(&path),
+        let paths = match (&self.files[..], &own) {
+            ([], Some(path)) => files(path),
             ([], None) => {
                 let what = "which files? The configuration has no audit file, or there is no configuration: write tollgate audit verify FILE…";
                 return Err(Error::Input(what.to_owned()));
@@ -91,10 +91,17 @@ impl Verify {
                 .map_err(|error| Error::Input(format!("key {}: {error}", path.display())))?,
         };
         // The anchors first: what is written meanwhile is behind them.
-        let (mut anchors, unknown) = known_of(&places, &paths);
+        let (mut anchors, unknown) = match (&self.files[..], &own) {
+            // Also where there is no file any more.
+            ([], Some(path)) => known_of(&places, std::slice::from_ref(path)),
+            _ => known_of(&places, &paths),
+        };
         anchors.extend(&self.anchor);
-        let report =
+        let mut report =
             verify(&paths, &key, &anchors).map_err(|error| Error::Input(error.to_string()))?;
+        if let (Some(finding), Some(path), true) = (&mut report.finding, &own, paths.is_empty()) {
+            finding.file.clone_from(path);
+        }
         tell(out, &report, &unknown, began).map_err(Error::Output)?;
         Ok(match report.finding {
             None => ExitCode::Ok,
@@ -328,6 +335,42 @@ mod tests {
             said.contains("line 4: the trail ends with record 3, and record 4 was anchored"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_trail_of_which_nothing_is_left_is_a_finding() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        let config = directory.path().join("tollgate.toml");
+        let text = format!(
+            "state_dir = {:?}\n[audit]\nsink = {path:?}\n[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:1\"\ntrusted_peers = [\"127.0.0.0/8\"]\nupstream = \"u\"\n[[upstream]]\nname = \"u\"\ntargets = [\"127.0.0.1:2\"]\n",
+            directory.path()
+        );
+        std::fs::write(&config, text).unwrap();
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let known = format!("--anchor=7:{}", hash.to_uppercase());
+        let line = [
+            "tollgate",
+            "audit",
+            "verify",
+            "--config",
+            config.to_str().unwrap(),
+        ];
+        let anchored = [&line[..], &[&known]].concat();
+        for (line, wanted) in [(&line[..], ExitCode::Ok), (&anchored, ExitCode::Findings)] {
+            let super::super::Command::Audit(Args {
+                command: Command::Verify(verify),
+            }) = crate::cli::Cli::try_parse_from(line).unwrap().command
+            else {
+                panic!("another command");
+            };
+            let mut out = Vec::new();
+            assert_eq!(verify.run(&mut out).unwrap(), wanted);
+            let said = String::from_utf8(out).unwrap();
+            assert!(said.contains("there are no records"), "{said}");
+            let named = said.starts_with(path.to_str().unwrap());
+            assert_eq!(named, wanted == ExitCode::Findings, "{said}");
+        }
     }
 
     #[test]

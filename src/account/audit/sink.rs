@@ -22,6 +22,12 @@ use super::record::Micros;
 /// Who may read a trail: its owner, and a group that can be given to auditors.
 const MODE: u32 = 0o640;
 
+/// What ends the name of a file that was set aside, perhaps with a number behind it.
+const ASIDE: &str = "-damaged";
+
+/// Names that are tried for it.
+const MOST_ASIDE: u32 = 1000;
+
 /// What a pipe that says it has room takes without making us wait (pipe(7), PIPE_BUF).
 const PIPE_TAKES: usize = 4096;
 
@@ -208,6 +214,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(here, from, here, to, RenameFlags::NOREPLACE) {
         // A file system that does not know the flag.
         Err(Errno::INVAL) if !to.exists() => fs::rename(from, to),
+        Err(Errno::INVAL) => Err(io::ErrorKind::AlreadyExists.into()),
         result => Ok(result?),
     }
 }
@@ -215,10 +222,20 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// Moves a file that cannot be gone on with out of the way; its new name.
 pub(super) fn set_aside(path: &Path, now: Micros) -> io::Result<PathBuf> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!("-{}-damaged", compact(now)));
-    let aside = path.with_file_name(name);
-    rename(path, &aside)?;
-    Ok(aside)
+    name.push(format!("-{}{ASIDE}", compact(now)));
+    let mut aside = path.with_file_name(&name);
+    // Several in one second.
+    for number in 2..MOST_ASIDE {
+        match rename(path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let mut name = name.clone();
+                name.push(format!("-{number}"));
+                aside = path.with_file_name(name);
+            }
+            result => return result.map(|()| aside),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// `<name>-<time>-<sequence>`: what a file is called once another has followed it.
@@ -235,6 +252,30 @@ fn compact(now: Micros) -> String {
 
 /// The files that were followed by others, the oldest first.
 pub(super) fn followed(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<(u64, PathBuf)> = beside(path)
+        .into_iter()
+        .filter_map(|(rest, path)| Some((rest.parse().ok()?, path)))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Whether a file was set aside, by its name.
+pub(super) fn is_aside(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str);
+    name.and_then(|name| name.rsplit_once(ASIDE))
+        .is_some_and(|(_, number)| is_number(number))
+}
+
+fn is_number(rest: &str) -> bool {
+    rest.is_empty()
+        || rest
+            .strip_prefix('-')
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// The files whose name is that of `path` and a time, and what is behind the time.
+fn beside(path: &Path) -> Vec<(String, PathBuf)> {
     let Some(name) = path.file_name().and_then(OsStr::to_str) else {
         return Vec::new();
     };
@@ -244,29 +285,27 @@ pub(super) fn followed(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory.unwrap_or(Path::new("."))) else {
         return Vec::new();
     };
-    let sequence = |other: &OsStr| -> Option<u64> {
+    let behind_time = |other: &OsStr| -> Option<String> {
         let rest = other.to_str()?.strip_prefix(name)?.strip_prefix('-')?;
-        let (time, sequence) = rest.split_once('-')?;
+        let (time, rest) = rest.split_once('-')?;
         let is_time = time.len() == 16 && time.ends_with('Z') && time.as_bytes()[8] == b'T';
-        is_time.then(|| sequence.parse().ok()).flatten()
+        is_time.then(|| rest.to_owned())
     };
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .flatten()
-        .filter_map(|entry| {
-            Some((
-                sequence(&entry.file_name())?,
-                path.with_file_name(entry.file_name()),
-            ))
-        })
-        .collect();
-    found.sort();
-    found.into_iter().map(|(_, path)| path).collect()
+    let found = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        Some((behind_time(&name)?, path.with_file_name(name)))
+    });
+    found.collect()
 }
 
 /// A trail's files: those that were followed by others, those that were set aside, and the one that is written to.
 #[must_use]
 pub fn files(path: &Path) -> Vec<PathBuf> {
     let mut files = followed(path);
+    let mut aside: Vec<_> = beside(path).into_iter().map(|(_, path)| path).collect();
+    aside.retain(|path| is_aside(path));
+    aside.sort();
+    files.append(&mut aside);
     files.extend(path.exists().then(|| path.to_owned()));
     files
 }

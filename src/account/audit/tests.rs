@@ -325,11 +325,29 @@ fn a_file_that_ends_with_what_is_no_record_is_set_aside() {
         content,
         "nothing is deleted"
     );
-    let finding = verify(&[path, aside.into()], &Key::none(), &[])
-        .unwrap()
-        .finding
-        .unwrap();
+    let all = files(&path);
+    assert_eq!(all, [PathBuf::from(&aside), path.clone()]);
+    let finding = verify(&all, &Key::none(), &[]).unwrap().finding.unwrap();
     assert_eq!((finding.kind, finding.line), (Kind::Added, 3));
+}
+
+#[test]
+fn files_that_are_set_aside_in_one_second_have_names_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.log");
+    for content in ["one", "two", "three"] {
+        std::fs::write(&path, content).unwrap();
+        let aside = set_aside(&path, 0).unwrap();
+        assert_eq!(std::fs::read_to_string(aside).unwrap(), content);
+    }
+    let names: Vec<_> = files(&path);
+    let name = |end: &str| {
+        directory
+            .path()
+            .join(format!("audit.log-19700101T000000Z{end}"))
+    };
+    let expected = ["-damaged", "-damaged-2", "-damaged-3"].map(name);
+    assert_eq!(names, expected);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use self::lines::{AROUND, Entry, Lines, named};
 use super::chain::{Hash, Head, Key};
+use super::sink::is_aside;
 
 /// What is known of a trail by others than its files: the hash of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +196,7 @@ impl Walk {
 
     fn walk(&mut self) -> io::Result<()> {
         while let Some(entry) = self.lines.next()? {
-            if entry.torn.is_some() && self.is_last(&entry)? {
+            if entry.torn.is_some() && !is_aside(self.file(&entry)) && self.is_last(&entry)? {
                 self.report.torn = entry.torn;
                 break;
             }
@@ -320,10 +321,15 @@ impl Walk {
                 line,
                 sequence: Some(last + 1),
                 kind: Kind::Cut,
-                what: format!(
-                    "the trail ends with record {last}, and record {behind} was anchored: records {} to {behind} and whatever followed were cut off",
-                    last + 1
-                ),
+                what: match last {
+                    0 => format!(
+                        "there are no records, and record {behind} was anchored: records 1 to {behind} and whatever followed are missing"
+                    ),
+                    _ => format!(
+                        "the trail ends with record {last}, and record {behind} was anchored: records {} to {behind} and whatever followed were cut off",
+                        last + 1
+                    ),
+                },
             });
             return;
         }
