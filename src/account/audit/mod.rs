@@ -46,7 +46,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tracing::{error, warn};
+use tracing::error;
 
 use self::chain::{Hash, Head, Key, LAST};
 use self::json::Style;
@@ -55,7 +55,7 @@ pub use self::queue::{Entry, Scribe};
 use self::queue::{Queues, Shared};
 pub use self::record::{Facts, Leg, Refused};
 use self::record::{Micros, now};
-use self::recover::{LONGEST_LINE, Tail, tail};
+use self::recover::{LONGEST_LINE, Tail, may_be_ours, tail};
 pub use self::sink::files;
 use self::sink::{FileSink, PipeSink, Rotation, Sink, followed, open, set_aside};
 use crate::account::{Anchor, Event};
@@ -441,6 +441,7 @@ fn resume(
 ) -> io::Result<Resumed> {
     let mut file = open(path, false)?;
     let mut before = followed(path);
+    let known = anchor.is_some() || !before.is_empty();
     let (mut aside, mut torn, mut head) = (None, Vec::new(), None);
     match tail(&file, key)? {
         Tail::Whole {
@@ -451,16 +452,26 @@ fn resume(
             seal(&file, end, &rest)?;
             (head, torn) = (Some(last), rest);
         }
-        Tail::Empty { torn: rest } => {
+        Tail::Empty { torn: rest } if known || may_be_ours(&rest) => {
             seal(&file, 0, &rest)?;
             torn = rest;
         }
-        Tail::Damaged { head: last } => {
+        Tail::Damaged { head: last, ours } if known || ours => {
             let to = set_aside(path, now())?;
-            warn!(file = %path.display(), aside = %to.display(), "the audit file ends with what is no record; it is set aside, and a new one begun");
+            let why = match (&last, ours) {
+                (None, true) => {
+                    "its last records do not fit together: it was written with another key, or changed"
+                }
+                _ => "it ends with what is no record",
+            };
+            error!(file = %path.display(), aside = %to.display(), why, "the audit file cannot be gone on with; it is set aside, and a new one begun");
             file = open(path, true)?;
-            before.push(to.clone());
             (head, aside) = (last, Some(to));
+        }
+        Tail::Empty { .. } | Tail::Damaged { .. } => {
+            return Err(io::Error::other(
+                "this is no audit file of tollgate's; name another, or move it away",
+            ));
         }
     }
     // Killed between two files: the last that was followed tells.
@@ -477,6 +488,7 @@ fn resume(
         torn = [rest, torn].concat();
         head = Some(last_head);
     }
+    before.extend(aside.clone());
     let (head, missing) = held_against(anchor, head.unwrap_or_default());
     if let Some((from, to)) = missing {
         error!(
@@ -502,7 +514,7 @@ fn resume(
     };
     let began = first_time(&file).unwrap_or_else(now);
     Ok(Resumed {
-        sink: Box::new(FileSink::new(path, file, began, rotation)),
+        sink: Box::new(FileSink::new(path, file, began, rotation, key.clone())),
         head,
         torn,
         aside,

@@ -17,7 +17,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
+use super::chain::Key;
 use super::record::Micros;
+use super::recover::{Tail, tail};
 
 /// Who may read a trail: its owner, and a group that can be given to auditors.
 const MODE: u32 = 0o640;
@@ -66,9 +68,21 @@ pub(super) trait Sink: Debug + Send {
     }
 
     /// Whether somebody else moved or deleted the file; then a new one was begun.
-    fn follow(&mut self, _now: Micros) -> io::Result<bool> {
-        Ok(false)
+    fn follow(&mut self, _now: Micros) -> io::Result<Followed> {
+        Ok(Followed::Same)
     }
+}
+
+/// What became of a file that is looked after.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// It is where it was.
+    Same,
+    /// It was moved or deleted, and another is begun.
+    Other {
+        /// Where a file went that stood in its place and is no trail.
+        aside: Option<PathBuf>,
+    },
 }
 
 /// When a file is followed by a new one.
@@ -87,10 +101,17 @@ pub(super) struct FileSink {
     /// When its first record was written.
     began: Micros,
     rotation: Rotation,
+    key: Key,
 }
 
 impl FileSink {
-    pub(super) fn new(path: &Path, file: File, began: Micros, rotation: Rotation) -> Self {
+    pub(super) fn new(
+        path: &Path,
+        file: File,
+        began: Micros,
+        rotation: Rotation,
+        key: Key,
+    ) -> Self {
         let size = file.metadata().map_or(0, |metadata| metadata.len());
         Self {
             path: path.to_owned(),
@@ -98,6 +119,7 @@ impl FileSink {
             size,
             began,
             rotation,
+            key,
         }
     }
 
@@ -186,22 +208,32 @@ impl Sink for FileSink {
         })
     }
 
-    fn follow(&mut self, now: Micros) -> io::Result<bool> {
+    fn follow(&mut self, now: Micros) -> io::Result<Followed> {
         let ours = self.file.metadata()?;
         match fs::metadata(&self.path) {
             Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
                 self.size = ours.len(); // somebody may have copied and emptied it
-                Ok(false)
+                Ok(Followed::Same)
             }
             Ok(_) => {
                 let file = open(&self.path, false)?;
+                let is_trail = match tail(&file, &self.key)? {
+                    Tail::Empty { torn } | Tail::Whole { torn, .. } => torn.is_empty(),
+                    Tail::Damaged { .. } => false,
+                };
+                if !is_trail {
+                    // Somebody else's: nothing of ours belongs into it.
+                    let aside = Some(set_aside(&self.path, now)?);
+                    self.begin(now)?;
+                    return Ok(Followed::Other { aside });
+                }
                 self.size = file.metadata()?.len();
                 (self.file, self.began) = (file, now);
-                Ok(true)
+                Ok(Followed::Other { aside: None })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.begin(now)?;
-                Ok(true)
+                Ok(Followed::Other { aside: None })
             }
             Err(error) => Err(error),
         }

@@ -115,3 +115,64 @@ fn an_untouched_file_and_the_anchor_of_another_leave_no_gap() {
     assert!(start_behind(&settings(&other), &anchor).end().is_some());
     assert_eq!(read(&other)[0]["seq"], 1);
 }
+
+#[test]
+fn what_is_no_audit_file_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (trail, anchor) = before(&directory);
+    for content in [
+        "a key\n",
+        "a key without a newline",
+        "{\"seq\":18446744073709551615,\"prev\":\"\"}\n",
+    ] {
+        let path = directory.path().join("other");
+        std::fs::write(&path, content).unwrap();
+        let refused = Trail::start(&settings(&path), &about("abc"), None);
+        let said = refused.expect_err("it is somebody's").to_string();
+        assert!(said.contains("no audit file of tollgate's"), "{said}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        // In the place of a trail that the ledger knows it is set aside.
+        std::fs::write(&trail, content).unwrap();
+        let (started, _) = next(&trail, &anchor);
+        assert_eq!(started["missing_from"], 1, "{content}");
+        std::fs::remove_file(&trail).unwrap();
+    }
+}
+
+#[test]
+fn a_file_of_another_key_is_set_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, _) = before(&directory);
+    let key = directory.path().join("key");
+    std::fs::write(&key, "0123456789abcdef").unwrap();
+    let keyed = Audit {
+        key_file: Some(key),
+        ..settings(&path)
+    };
+    assert!(start(&keyed).0.end().is_some());
+    let records = read(&path);
+    assert_eq!(records[0]["seq"], 1);
+    assert_eq!(
+        read(Path::new(records[0]["damaged"].as_str().unwrap())).len(),
+        6
+    );
+}
+
+#[test]
+fn a_foreign_file_in_the_place_of_the_trails_is_set_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.log");
+    let (trail, scribe) = start(&settings(&path));
+    assert!(trail.head(BOUND).is_some());
+    let foreign = directory.path().join("foreign");
+    std::fs::write(&foreign, "somebody's\n").unwrap();
+    std::fs::rename(&path, directory.path().join("moved")).unwrap();
+    std::fs::rename(&foreign, &path).unwrap();
+    wait("it is set aside", || files(&path).len() > 1);
+    scribe.refused(refused);
+    assert!(trail.end().is_some());
+    let records = read(&path);
+    assert_eq!(events(&records), ["rotated", "refused", "ended"]);
+    let aside = records[0]["damaged"].as_str().unwrap();
+    assert_eq!(std::fs::read_to_string(aside).unwrap(), "somebody's\n");
+}
