@@ -128,7 +128,7 @@ pub struct Status {
     pub dropped: u64,
     /// Records that wait for the sink.
     pub queued: u64,
-    /// Why the sink takes nothing now.
+    /// Why the sink takes nothing now, or too little for sessions to be opened.
     pub failing: Option<String>,
     /// No session is opened: [`Self::failing`], and `audit.on_full` is `block`.
     pub blocking: bool,
@@ -309,10 +309,7 @@ impl Trail {
         let running = self.0.as_ref()?;
         let shared = &running.shared;
         let known = running.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let failing = shared.is_failing().then(|| {
-            let why = known.why.clone();
-            why.unwrap_or_else(|| "a write takes longer than a second".to_owned())
-        });
+        let failing = failing(shared, known.why.as_ref());
         Some(Status {
             records: std::array::from_fn(|event| shared.written[event].load(Relaxed)),
             dropped: shared.dropped(),
@@ -367,6 +364,16 @@ impl Trail {
         *running.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor.clone());
         Some(anchor)
     }
+}
+
+/// Why sessions cannot be recorded now, or what is to be recorded is lost.
+fn failing(shared: &Shared, why: Option<&String>) -> Option<String> {
+    if shared.is_failing() {
+        let why = why.cloned();
+        return Some(why.unwrap_or_else(|| "a write takes longer than a second".to_owned()));
+    }
+    let slow = "records come faster than the sink takes them";
+    shared.is_full().then(|| slow.to_owned())
 }
 
 impl Running {
