@@ -31,7 +31,12 @@ pub(super) struct Answer {
     status: StatusCode,
     content_type: &'static str,
     body: String,
+    /// What whoever asked has to know of it, in one line of ASCII.
+    warning: Option<HeaderValue>,
 }
+
+/// Where a warning stands in an answer.
+pub const WARNING: &str = "tollgate-warning";
 
 /// An answer for people.
 #[derive(Debug)]
@@ -52,7 +57,15 @@ impl Answer {
             status: StatusCode::OK,
             content_type: "application/json",
             body,
+            warning: None,
         }
+    }
+
+    /// The same answer with something said beside it.
+    pub(super) fn but(mut self, warning: &str) -> Self {
+        let plain = warning.replace(|c: char| !(' '..='~').contains(&c), " ");
+        self.warning = HeaderValue::from_str(&plain).ok();
+        self
     }
 
     /// An answer in Prometheus' text format.
@@ -61,6 +74,7 @@ impl Answer {
             status: StatusCode::OK,
             content_type: prometheus::TEXT_FORMAT,
             body,
+            warning: None,
         }
     }
 }
@@ -71,6 +85,7 @@ impl From<Text> for Answer {
             status,
             content_type: "text/plain; charset=utf-8",
             body,
+            warning: None,
         }
     }
 }
@@ -105,6 +120,9 @@ pub(super) async fn serve<F: Future<Output = Answer>>(
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
         if answer.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        if let Some(warning) = answer.warning {
+            headers.insert(WARNING, warning);
         }
         Ok::<_, Infallible>(response)
     });

@@ -37,6 +37,7 @@ use crate::upstream::Upstream;
 pub use books::Booking;
 pub use endpoints::Connected;
 use health::Readiness;
+pub use http::WARNING;
 use http::{Answer, Json, Requests, Text};
 pub use socket::Socket;
 pub use top::Top;

@@ -161,11 +161,17 @@ async fn usage(view: &Arc<View>, query: Option<&str>) -> Answered {
     let (query, ledger) = (asked(query)?, ledger(view)?);
     let booked = ledger.book_now().await;
     let rows = ledger.report(query).await.map_err(refused)?;
-    if let Err(error) = booked {
-        // What is booked already is answered for; the rest is in memory, and readiness tells.
-        warn!(%error, "usage is told as of the last booking");
-    }
-    Ok(super::beside(view, move |_| listed(&rows)).await)
+    let answer = super::beside(view, move |_| listed(&rows)).await;
+    let Err(error) = booked else {
+        return Ok(answer);
+    };
+    // What is booked already is answered for; the rest is in memory.
+    warn!(%error, "usage is told as of the last booking");
+    let as_of = ledger.status().booked;
+    let as_of = as_of.map_or("not booked yet".to_owned(), |at| format!("as of {at:.0}"));
+    Ok(answer.but(&format!(
+        "{as_of}, because nothing can be booked now: {error}"
+    )))
 }
 
 /// A list, of perhaps a hundred thousand lines.

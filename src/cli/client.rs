@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Error, ExitCode};
+use crate::admin::WARNING;
 
 /// Longest wait for a relay to take the connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -63,7 +64,11 @@ impl Client {
         };
         let answer = exchange(&mut stream, method, target);
         let answer = answer.map_err(|error| self.failed(&error.to_string()))?;
-        let (status, body) = self.split(&answer)?;
+        let (status, body, warning) = self.split(&answer)?;
+        if let Some(warning) = warning {
+            // Beside the answer, which may be read by a program. Nobody to tell it to is no reason to keep the answer back.
+            let _ = writeln!(io::stderr(), "tollgate: {warning}");
+        }
         if status == 200 {
             return Ok(Outcome::Answered(body.to_vec()));
         }
@@ -79,23 +84,26 @@ impl Client {
         })
     }
 
-    fn split<'a>(&self, answer: &'a [u8]) -> Result<(u16, &'a [u8]), Error> {
+    /// Status, body, and what is said beside it.
+    fn split<'a>(&self, answer: &'a [u8]) -> Result<(u16, &'a [u8], Option<String>), Error> {
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut head = httparse::Response::new(&mut headers);
         let no_http = || self.failed("what it says is no HTTP: does something else listen there?");
         let Ok(httparse::Status::Complete(body)) = head.parse(answer) else {
             return Err(no_http());
         };
-        let length = head
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case("content-length"));
-        let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
+        let value = |name: &str| {
+            let mut headers = head.headers.iter();
+            let header = headers.find(|header| header.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(header.value).ok()
+        };
+        let length = value("content-length").and_then(|length| length.parse().ok());
+        let warning = value(WARNING).map(str::to_owned);
         let body = &answer[body..];
         if length.is_none_or(|length: usize| body.len() != length) {
             return Err(self.failed("its answer was cut off; ask again"));
         }
-        Ok((head.code.ok_or_else(no_http)?, body))
+        Ok((head.code.ok_or_else(no_http)?, body, warning))
     }
 
     fn failed(&self, what: &str) -> Error {

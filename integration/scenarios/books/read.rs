@@ -28,6 +28,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             usage_needs_no_right_to_write,
         ),
         claim(
+            "usage_says_as_of_when_it_is_where_nothing_can_be_booked",
+            usage_says_as_of_when_it_is_where_nothing_can_be_booked,
+        ),
+        claim(
             "usage_adds_up_by_whatever_is_asked_for",
             usage_adds_up_by_whatever_is_asked_for,
         ),
@@ -84,6 +88,28 @@ fn usage_tells_the_same_while_the_relay_runs_and_when_it_is_down() {
     );
     assert_eq!(nowhere.code, 69, "{nowhere:?}");
     assert!(nowhere.err.contains("nothing"), "{nowhere:?}");
+}
+
+fn usage_says_as_of_when_it_is_where_nothing_can_be_booked() {
+    let (booked, _origin, agent) = used("usage-stale");
+    let arguments = ["usage", "--config", "@CONFIG@", "--format", "csv"];
+    let ask = || booked.home.tollgate(&booked.hosts.relay, &arguments);
+    let said = ask();
+    assert_eq!((said.code, &*said.err), (0, ""));
+    let held = rusqlite::Connection::open(booked.home.ledger()).unwrap();
+    held.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let node = &booked.hosts.node;
+    close(node, open(node, &endpoint_id(1), 10));
+    let said = ask();
+    assert!(said.err.contains("as of 20"), "{said:?}");
+    let rows = ledger::report(&said.ok());
+    assert_eq!(ledger::total(&rows).counts(), [6, 5, 0, SUM, SUM]);
+    held.execute_batch("ROLLBACK").unwrap();
+    let said = ask();
+    assert_eq!((said.code, &*said.err), (0, ""));
+    let rows = ledger::report(&said.out);
+    assert_eq!(ledger::total(&rows).counts(), [7, 6, 0, SUM + 10, SUM + 10]);
+    drop(agent);
 }
 
 fn usage_needs_no_right_to_write() {
