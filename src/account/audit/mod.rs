@@ -46,7 +46,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tracing::error;
+use tracing::{error, warn};
 
 use self::chain::{Hash, Head, Key, LAST};
 use self::json::Style;
@@ -167,6 +167,15 @@ impl Trail {
                 error,
             })?,
         };
+        if let Some(path) = &settings.key_file
+            && settings.sink != config::Sink::Off
+            && Key::is_exposed(path)
+        {
+            warn!(
+                key_file = %path.display(),
+                "everybody on this machine can read or write the audit trail's key, and so forge the trail: chmod 0600"
+            );
+        }
         let resumed = match &settings.sink {
             config::Sink::Off => {
                 let scribes = (0..about.workers).map(|_| Scribe::off());

@@ -461,6 +461,9 @@ fn a_key_makes_a_trail_that_nobody_else_can_make() {
         "{missing:?}"
     );
     std::fs::write(&key, "secret\n").unwrap();
+    let short = Trail::start(&keyed, &about("abc"), None);
+    assert!(matches!(short, Err(TrailError::Key { .. })), "{short:?}");
+    std::fs::write(&key, "a secret of many\n").unwrap();
     for _ in 0..2 {
         let (trail, scribe) = start(&keyed);
         scribe.refused(refused);
