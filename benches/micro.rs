@@ -244,6 +244,8 @@ fn book(store: &mut Store, now: Timestamp, slots: &mut [SlotTotals]) {
     count(slots);
     let batch = Batch {
         file: 1,
+        ledger: 0,
+        whole: false,
         slots,
         finished: false,
         anchor: None,

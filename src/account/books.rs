@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::accounts::Account;
 use super::counter::{ListenerShard, WorkerShard};
 use super::file::CounterFile;
-use super::layout::{HEADER_WORDS, header, slot_words};
+use super::layout::{HEADER_WORDS, header, ledger_of, slot_words};
 use super::limits::Limits;
 use super::meter::Meter;
 use super::snapshot::{ListenerTotals, Snapshot, WorkerTotals};
@@ -25,6 +25,8 @@ pub enum Place {
     Memory,
     /// In a file in this directory, which outlives the process; a ledger books them.
     File(PathBuf),
+    /// In memory, and a ledger books them: what was counted since the last booking ends with the process.
+    Unkept,
 }
 
 pub use super::file::BooksError;
@@ -36,6 +38,8 @@ pub struct Books {
     limits: Limits,
     region: Arc<Region>,
     file: Option<CounterFile>,
+    /// Whether a ledger books them.
+    to_be_booked: bool,
     listeners: Vec<(Arc<str>, Box<[ListenerShard]>)>,
     workers: Box<[WorkerShard]>,
 }
@@ -70,8 +74,9 @@ impl Books {
         limits: Limits,
     ) -> Result<Self, BooksError> {
         let slots = limits.slots();
+        let to_be_booked = place != Place::Memory;
         let (region, file) = match place {
-            Place::Memory => (CounterFile::memory(workers, slots)?, None),
+            Place::Memory | Place::Unkept => (CounterFile::memory(workers, slots)?, None),
             Place::File(run_dir) => {
                 let (region, file) = CounterFile::create(&run_dir, workers, slots)?;
                 (region, Some(file))
@@ -89,6 +94,7 @@ impl Books {
             limits,
             region: Arc::new(region),
             file,
+            to_be_booked,
             listeners: listeners
                 .iter()
                 .enumerate()
@@ -193,16 +199,43 @@ impl Books {
         self.region.words()[header::FILE_ID].load(Ordering::Relaxed)
     }
 
+    /// The ledger that has marks of all that was booked of these; 0: there is none yet.
+    #[must_use]
+    pub fn ledger(&self) -> u64 {
+        ledger_of(|place| self.region.words()[place].load(Ordering::Acquire))
+    }
+
+    /// Remembers that a ledger has marks of all that was booked of these. Killed in between, it is as if nobody had said so.
+    pub fn set_ledger(&self, id: u64) {
+        let words = self.region.words();
+        words[header::LEDGER].store(id, Ordering::Release);
+        words[header::LEDGER_CHECK].store(!id, Ordering::Release);
+    }
+
     /// Every account as the ledger books it, at `now` on the clock of [`monotonic_ms`]. Those whose worker does not get on with what it is counting
     /// are left for the next time.
     #[must_use]
     pub fn slots(&self, now: u64) -> Vec<SlotTotals> {
+        self.slots_and_missing(now).0
+    }
+
+    /// The same, and how many are left for the next time.
+    #[must_use]
+    pub fn slots_and_missing(&self, now: u64) -> (Vec<SlotTotals>, usize) {
         self.beat(now);
         let accounts: Vec<_> = self.lock().in_order.values().cloned().collect();
         let slots = accounts.iter();
-        slots
+        let slots: Vec<_> = slots
             .filter_map(|account| account.slot_totals(now))
-            .collect()
+            .collect();
+        let missing = accounts.len() - slots.len();
+        (slots, missing)
+    }
+
+    /// Where the file of the counters is.
+    #[must_use]
+    pub fn dir(&self) -> Option<&Path> {
+        self.file.as_ref()?.dir()
     }
 
     /// Remembers what the ledger has of an account, in this life of its slot.
@@ -217,7 +250,7 @@ impl Books {
     /// Says how many.
     pub fn let_go(&self, idle_after: Duration, now: u64) -> usize {
         let idle_after = u64::try_from(idle_after.as_millis()).unwrap_or(u64::MAX);
-        let to_be_booked = self.file.is_some();
+        let to_be_booked = self.to_be_booked;
         let accounts: Vec<_> = self.lock().in_order.values().cloned().collect();
         let idle = accounts
             .iter()
@@ -230,6 +263,14 @@ impl Books {
     /// Says that the process lives at `now`.
     pub fn beat(&self, now: u64) {
         self.region.words()[header::ALIVE].fetch_max(now, Ordering::Release);
+    }
+
+    /// Keeps the file of the counters under another name, under which nobody books it. Says which.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn set_file_aside(&self) -> io::Result<Option<PathBuf>> {
+        self.file.as_ref().map(CounterFile::set_aside).transpose()
     }
 
     /// Removes the file of the counters, once everything in it is booked. They go on counting, for nobody.

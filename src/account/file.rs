@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use tracing::{info, warn};
 
 use super::layout::{self, HEADER_WORDS, MAGIC, VERSION, WORD, header, region_words};
+use super::leftover::set_aside;
 use crate::sys::clock::monotonic_ms;
 use crate::sys::region::Region;
 
@@ -141,6 +142,14 @@ impl CounterFile {
         Ok((region, file))
     }
 
+    pub(super) fn dir(&self) -> Option<&Path> {
+        self.path.parent()
+    }
+
+    pub(super) fn set_aside(&self) -> io::Result<PathBuf> {
+        set_aside(&self.path)
+    }
+
     pub(super) fn remove(&self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
@@ -225,7 +234,7 @@ pub(super) fn boot_id() -> [u64; 2] {
 }
 
 /// Another number each time, in each process; never 0.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // Each is keyed from the kernel's randomness, and the clock tells apart what one key would not.
     let clock = Timestamp::now().as_nanosecond();

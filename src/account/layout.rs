@@ -41,6 +41,10 @@ pub(super) mod header {
     pub(in super::super) const MEANINGS: usize = 9;
     /// CRC32C over everything before it.
     pub(in super::super) const CRC: usize = 10;
+    /// The ledger that all of it was booked into at last, and the same inverted; zeros: not known. Written once that ledger has it for good.
+    pub(in super::super) const LEDGER: usize = 11;
+    /// See [`LEDGER`].
+    pub(in super::super) const LEDGER_CHECK: usize = 12;
     /// Written again and again while the process lives: on a line of its own.
     pub(in super::super) const ALIVE: usize = 16;
 }
@@ -131,6 +135,16 @@ pub(super) fn region_words(workers: usize, slots: usize) -> Option<usize> {
 /// What the numbers mean: how many reasons there are for closing and refusing, and a check sum over their names.
 pub(super) fn meanings() -> u64 {
     meanings_of(CloseReason::ALL.len(), Refusal::ALL.len()).unwrap_or_default()
+}
+
+/// The ledger that a header says the file was booked into; 0: it does not say.
+pub(super) fn ledger_of(word: impl Fn(usize) -> u64) -> u64 {
+    let id = word(header::LEDGER);
+    if word(header::LEDGER_CHECK) == !id {
+        id
+    } else {
+        0
+    }
 }
 
 /// Whether numbers that were written with these meanings mean the same to us: we may know more reasons, but not others.

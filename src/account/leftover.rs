@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::file::{boot_id, header_crc, lock};
 use super::layout::{self, HEADER_WORDS, MAGIC, VERSION, WORD, header};
@@ -20,6 +22,8 @@ pub struct Leftover {
     pub path: PathBuf,
     /// Which counters they are.
     pub file_id: u64,
+    /// The ledger that has marks of all that was booked of it; 0: none, or not known.
+    pub ledger: u64,
     /// Every account in it that is whole: sessions that were open are closed with `crashed`.
     pub slots: Vec<SlotTotals>,
     /// How many those were.
@@ -93,6 +97,16 @@ pub fn find(run_dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The ids of the counter files in `run_dir`, by their names: also of those that cannot be read.
+#[must_use]
+pub fn ids(run_dir: &Path) -> Vec<u64> {
+    let found = find(run_dir).into_iter();
+    let id = |path: PathBuf| {
+        u64::from_str_radix(path.file_name()?.to_str()?.strip_prefix("books-")?, 16).ok()
+    };
+    found.filter_map(id).collect()
+}
+
 /// Gives a file that cannot be booked, or not wholly, another name, under which it stays. Says which.
 ///
 /// # Errors
@@ -104,6 +118,39 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     fs::rename(path, &aside)?; // ids do not repeat: there is none of that name
     Ok(aside)
 }
+
+/// Gives back the room of a file that nobody writes to any more: pages of zeros, which are most of it, are read as that without any. Its length and
+/// what is in it stay as they are. Says how many bytes it has no more.
+///
+/// # Errors
+/// When it cannot be read or changed.
+pub fn shrink(path: &Path) -> io::Result<u64> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let before = file.metadata()?.blocks();
+    let mut piece = vec![0; SPARE];
+    let mut at = 0;
+    loop {
+        let mut read = 0;
+        while read < SPARE {
+            match file.read(&mut piece[read..])? {
+                0 => break,
+                n => read += n,
+            }
+        }
+        if read == 0 {
+            break;
+        }
+        if piece[..read].iter().all(|byte| *byte == 0) {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(&file, hole, at, read as u64)?;
+        }
+        at += read as u64;
+    }
+    Ok(before.saturating_sub(file.metadata()?.blocks()) * 512)
+}
+
+/// What is given back is given back by so much: some pages.
+const SPARE: usize = 16 * 1024;
 
 impl Leftover {
     /// Reads a file, unless a process has it, and makes whole what can be made whole.
@@ -168,6 +215,7 @@ impl Leftover {
         Ok(Self {
             path: path.to_owned(),
             file_id: header[header::FILE_ID],
+            ledger: layout::ledger_of(|place| header[place]),
             slots: repaired.slots,
             crashed: repaired.crashed,
             torn: repaired.torn,

@@ -396,3 +396,29 @@ fn count(books: &Books, worker: usize, said: &[AtomicU64]) {
         }
     }
 }
+
+#[test]
+fn a_leftover_gives_back_the_room_of_what_was_never_counted_and_says_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let books = books(dir.path(), 5_000);
+    books.open(key("vpce-1"), 0).0.moved(Direction::ToClient, 7);
+    let path = as_if_killed(&only(dir.path()));
+    let file = File::options().write(true).open(&path).unwrap();
+    fallocate(
+        &file,
+        FallocateFlags::empty(),
+        0,
+        file.metadata().unwrap().len(),
+    )
+    .unwrap();
+    let before = fs::read(&path).unwrap();
+    let gained = shrink(&path).unwrap();
+    assert!(
+        gained > before.len() as u64 / 2,
+        "{gained} of {}",
+        before.len()
+    );
+    assert!(fs::read(&path).unwrap() == before);
+    assert_eq!(open_left(&path).unwrap().slots.len(), 1);
+    assert_eq!(shrink(&path).unwrap(), 0);
+}

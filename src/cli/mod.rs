@@ -16,6 +16,7 @@ use std::io;
 
 use clap::{Parser, Subcommand};
 
+use crate::account::BooksError;
 use crate::account::audit::TrailError;
 use crate::account::ledger::LedgerError;
 use crate::config;
@@ -129,6 +130,8 @@ fn of_books(error: &KeepError) -> ExitCode {
         KeepError::Trail(TrailError::Sink { error, .. } | TrailError::Key { error, .. }) => {
             of_place(error)
         }
+        KeepError::Counters(BooksError::Create { error, .. }) => of_place(error),
+        KeepError::Counters(BooksError::NoRoom { .. }) => ExitCode::Config,
         KeepError::Counters(_) | KeepError::Trail(TrailError::Thread(_)) => ExitCode::Internal,
     }
 }
@@ -145,7 +148,7 @@ fn of_ledger(error: &LedgerError) -> ExitCode {
 /// Of a file or directory that cannot be used.
 fn of_place(error: &io::Error) -> ExitCode {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => ExitCode::Permission,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ExitCode::Permission,
         _ => ExitCode::Config,
     }
 }

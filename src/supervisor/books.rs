@@ -114,8 +114,20 @@ impl Keeping {
             error,
         })?;
         let leftovers = take_over(run_dir);
-        let place = Place::File(run_dir.clone());
-        let books = Arc::new(Books::new(place, &names, workers, limits)?);
+        let counters = |place| Books::new(place, &names, workers, limits.clone());
+        let books = match counters(Place::File(run_dir.clone())) {
+            // They are booked while this process runs: the next one has the room.
+            Err(why @ BooksError::NoRoom { .. }) if !leftovers.is_empty() => {
+                error!(
+                    %why,
+                    leftovers = leftovers.len(),
+                    "the counters of killed processes take up run_dir: those of this process are in memory until its end, and a kill costs what was counted since the last booking"
+                );
+                counters(Place::Unkept)
+            }
+            made => made,
+        };
+        let books = Arc::new(books?);
         let settings = Settings {
             state_dir: state_dir.clone(),
             interval: config.ledger.interval,
@@ -181,6 +193,16 @@ fn take_over(run_dir: &Path) -> Vec<Leftover> {
 }
 
 fn take(path: &Path) -> Option<Leftover> {
+    let taken = read(path);
+    if let Some(found) = &taken
+        && let Err(error) = leftover::shrink(&found.path)
+    {
+        warn!(path = %path.display(), %error, "counters of a killed process keep more room in run_dir than they need");
+    }
+    taken
+}
+
+fn read(path: &Path) -> Option<Leftover> {
     let why = match Leftover::open(path) {
         Ok(found) => {
             let (sessions, torn) = (found.crashed, found.torn.len());
@@ -203,6 +225,7 @@ fn take(path: &Path) -> Option<Leftover> {
     }
     match leftover::set_aside(path) {
         Ok(aside) => {
+            let _ = leftover::shrink(&aside); // it lies there for long
             error!(error = %why, aside = %aside.display(), "counters of a killed process cannot be booked, and are set aside")
         }
         Err(error) => {

@@ -30,6 +30,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             killed_over_a_full_disk_it_books_from_memory_when_there_is_room,
         ),
         claim(
+            "killed_where_run_dir_has_room_for_one_file_it_starts_again",
+            killed_where_run_dir_has_room_for_one_file_it_starts_again,
+        ),
+        claim(
             "read_only_state_is_said_and_booked_when_it_can_be_written",
             read_only_state_is_said_and_booked_when_it_can_be_written,
         ),
@@ -180,6 +184,31 @@ fn killed_over_a_full_disk_it_books_from_memory_when_there_is_room() {
     faulty.wait_booked(&relay, 203, 203_000);
     end(&relay);
     assert_eq!(faulty.total().counts(), [203, 203, 0, 203_000, 203_000]);
+}
+
+fn killed_where_run_dir_has_room_for_one_file_it_starts_again() {
+    let faulty = Faulty::new("run-full-kill", "");
+    let run = faulty.home.mount("run", "size=100m"); // a file is 64 MB
+    for life in 1..=3 {
+        let relay = faulty.relay();
+        faulty.session(1, 1000);
+        faulty.wait_booked(&relay, life, life * 1000);
+        relay.kill();
+    }
+    // And where there is no room at all, it counts in memory, and books that.
+    run.fill();
+    let relay = faulty.relay();
+    relay.wait_log("are in memory");
+    faulty.session(1, 1000);
+    faulty.wait_booked(&relay, 4, 4000);
+    relay.kill();
+    drop(relay);
+    run.empty();
+    let relay = faulty.relay();
+    faulty.session(1, 1000);
+    faulty.wait_booked(&relay, 5, 5000);
+    end(&relay);
+    assert_eq!(faulty.total().counts(), [5, 5, 0, 5000, 5000]);
 }
 
 fn read_only_state_is_said_and_booked_when_it_can_be_written() {
@@ -458,6 +487,13 @@ fn hours_are_exported_once_and_in_whole() {
     for (name, kept) in files.iter().zip(kept) {
         assert_eq!(fs::read(to.join(name)).unwrap(), kept, "{name}");
     }
-    assert_eq!(ledger::total(&read(&again)).counts(), [6, 6, 0, 5510, 5510]);
+    // It is in the next hour, which is shipped once it has begun: it did where the hour turned just now.
+    let all = if again == files {
+        [5, 5, 0, 5010, 5010]
+    } else {
+        [6, 6, 0, 5510, 5510]
+    };
+    assert_eq!(ledger::total(&read(&again)).counts(), all);
+    assert_eq!(faulty.total().counts(), [6, 6, 0, 5510, 5510]);
     end(&relay);
 }

@@ -1,6 +1,7 @@
 //! The thread that books. Nobody else writes to the ledger, and nothing else waits for its disk.
 
 use std::collections::HashMap;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -15,10 +16,11 @@ use super::aside::{self, set_aside};
 use super::chores::Clock;
 use super::hours::Hour;
 use super::lock::Lock;
-use super::store::{Batch, Store};
+use super::read::read_back;
+use super::store::{Batch, Store, beside};
 use super::trouble::{Kind, Trouble};
 use super::{FILE, Failing, Head, Settings, Status};
-use crate::account::{Anchor, Books, Leftover, SlotTotals};
+use crate::account::{Anchor, Books, Leftover, SlotTotals, leftover};
 use crate::sys::clock::monotonic_ms;
 
 /// A disk that has not answered for so long does not get on.
@@ -26,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A failure that goes on is said again after so long.
 const SAID_AGAIN: Duration = Duration::from_secs(600);
+
+/// Damaged slots that are named in the log.
+const NAMED: usize = 8;
 
 /// How bad it is for the thread to be asked for.
 const NICE: i32 = 5;
@@ -113,6 +118,8 @@ pub(super) struct Clerk {
     /// Peaks of bookings that failed: a slot tells each only once.
     peaks: HashMap<(u32, u64), u64>,
     said: Option<(Kind, Instant)>,
+    /// A ledger that this process booked into was lost: the counter file is all that there is for sure of what it had.
+    unread: bool,
     /// Of the state directory. The last to go: until the store is closed somebody writes there.
     lock: Option<Lock>,
 }
@@ -143,6 +150,7 @@ impl Clerk {
             clock: None,
             peaks: HashMap::new(),
             said: None,
+            unread: false,
             lock: Some(lock),
         }
     }
@@ -256,6 +264,8 @@ impl Clerk {
     fn begin_anew(&mut self, why: &Trouble) -> Result<(), Trouble> {
         self.store = None;
         let path = self.path();
+        self.seen.lock().status.errors += 1;
+        self.unread |= self.books.ledger() != 0;
         let aside =
             set_aside(&path, Timestamp::now()).map_err(|error| Trouble::io(&path, &error))?;
         error!(%why, set_aside = %aside.display(), "the ledger is damaged: it is set aside, and a new one is begun");
@@ -301,7 +311,12 @@ impl Clerk {
                 let Settings {
                     relay, endpoints, ..
                 } = &self.settings;
-                let store = Store::open(&self.path(), relay, endpoints)?;
+                let path = self.path();
+                let lost = self.lost(&path);
+                let store = Store::open(&path, relay, endpoints)?;
+                if let Some(lost) = lost {
+                    warn!(path = %path.display(), "{lost}: a new ledger is begun, and goes on from what the counter files say is booked");
+                }
                 let booked = store.last_booked()?;
                 self.clock
                     .get_or_insert_with(|| Clock::new(booked, Timestamp::now(), monotonic_ms()));
@@ -312,6 +327,21 @@ impl Clerk {
             }
         };
         Ok(self.store.insert(store))
+    }
+
+    /// What tells that there was a ledger where none is.
+    fn lost(&self, path: &Path) -> Option<&'static str> {
+        match fs::metadata(path) {
+            Ok(found) if found.len() == 0 => Some("the ledger is an empty file"),
+            Ok(_) => None,
+            Err(_) if beside(path, "-wal").exists() => {
+                Some("the ledger is gone, and its log of changes is there")
+            }
+            Err(_) if self.leftovers.iter().any(|left| left.ledger != 0) => {
+                Some("the ledger that a killed process booked into is gone")
+            }
+            Err(_) => None,
+        }
     }
 
     fn seal(&mut self, all: bool) -> Result<Vec<Hour>, Trouble> {
@@ -327,13 +357,15 @@ impl Clerk {
         self.book_leftovers(now)?;
         // Asked for before the numbers are read: a session's records are in the trail before its numbers are in the books.
         let anchor = (self.head)();
-        let mut slots = self.books.slots(monotonic_ms());
+        let (mut slots, missing) = self.books.slots_and_missing(monotonic_ms());
         self.recall_peaks(&mut slots);
         // Nobody counts any more, and no account is missing.
         let finished = last && slots.len() == self.books.accounts();
         let file = self.books.file_id();
         let batch = Batch {
             file,
+            ledger: self.books.ledger(),
+            whole: missing == 0,
             slots: &slots,
             finished,
             anchor: anchor.as_ref(),
@@ -341,6 +373,9 @@ impl Clerk {
         let booked = self.open()?.book(now, &batch);
         let booked = booked.inspect_err(|_| self.keep_peaks(&slots))?;
         self.peaks.clear();
+        if let Some(ledger) = booked.ledger {
+            self.books.set_ledger(ledger);
+        }
         for (slot, generation, counters) in &booked.marks {
             self.books.set_booked(*slot, *generation, counters);
         }
@@ -373,6 +408,11 @@ impl Clerk {
         }
         let mut present = vec![self.books.file_id()];
         present.extend(self.leftovers.iter().map(|leftover| leftover.file_id));
+        // What cannot be read now may be another time.
+        let beside = self.leftovers.iter().filter_map(|left| left.path.parent());
+        for dir in self.books.dir().into_iter().chain(beside) {
+            present.extend(leftover::ids(dir));
+        }
         let crashed = self.open()?.forget_all_but(now, &present)?;
         self.forgotten = true;
         if crashed > 0 {
@@ -389,6 +429,8 @@ impl Clerk {
         while let Some(leftover) = self.leftovers.last() {
             let batch = Batch {
                 file: leftover.file_id,
+                ledger: leftover.ledger,
+                whole: false, // it will name no other ledger
                 slots: &leftover.slots,
                 finished: true,
                 anchor: None,
@@ -410,8 +452,10 @@ impl Clerk {
                 leftover.remove()
             } else {
                 let damaged = leftover.damaged.len();
+                let which = leftover.damaged.iter().take(NAMED).map(ToString::to_string);
+                let which = which.collect::<Vec<_>>().join("; ");
                 leftover.set_aside().map(|aside| {
-                    error!(damaged, set_aside = %aside.display(), "slots of a counter file are damaged and not booked: the file is kept");
+                    error!(damaged, which, set_aside = %aside.display(), "slots of a counter file are damaged and not booked: the file is kept");
                 })
             };
             match gone {
@@ -460,9 +504,18 @@ impl Clerk {
     fn end(&mut self) -> Result<(), Trouble> {
         self.round(true)?;
         if let Some(store) = self.store.take() {
+            let (path, id) = (store.path.clone(), store.id);
             store.close();
+            // What SQLite remembers of pages hides what became of them on the disk.
+            read_back(&path, id)?;
         }
-        let gone = self.books.remove_file();
+        let gone = if self.unread {
+            self.books.set_file_aside().map(|aside| {
+                error!(set_aside = ?aside, "a ledger that this process booked into was lost or damaged: its counters are kept beside");
+            })
+        } else {
+            self.books.remove_file()
+        };
         gone.map_err(|error| Trouble::io(Path::new("the counter file"), &error))
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::clerk::Command;
-use super::export::{Exported, make_dir, write_hour};
+use super::export::{Exported, is_ahead, make_dir, write_hour};
 use super::read::Reading;
 use super::report::{Query, Row};
 use super::trouble::{Kind, Trouble};
@@ -74,10 +74,12 @@ impl Desk {
         let mut exported = Exported::default();
         loop {
             let hours = self.ask(|reply| Command::Seal { all, reply })?;
+            let reading = Reading::open_in_place(path.clone())?;
             if hours.is_empty() {
+                let now = jiff::Timestamp::now();
+                exported.ahead = all && is_ahead(reading.connection(), &path, now)?;
                 return Ok(exported);
             }
-            let reading = Reading::open_in_place(path.clone())?;
             for hour in hours {
                 if Instant::now() > deadline {
                     exported.more = true;

@@ -4,7 +4,7 @@
 //! exported. Who is killed in between finds the hour sealed and writes the same files again, over those that may be there.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,17 +29,21 @@ pub struct Exported {
     pub rows: usize,
     /// Whether there are more hours to export than fitted into the time there was: ask again.
     pub more: bool,
+    /// Whether something is booked to hours that have not begun, because the present one is exported already: it is exported when they are over.
+    #[serde(default)]
+    pub ahead: bool,
 }
 
 impl Store {
-    /// Seals the next hours that are to be exported and returns them: at most `HOURS`, none twice. Those that are over, and with `all` those
-    /// that are not, too.
+    /// Seals the next hours that are to be exported and returns them: at most `HOURS`, none twice. Those that are over, and with `all` the present
+    /// one, too: never one that has not begun, or who asks again and again would drive the books into the future.
     ///
     /// # Errors
     /// [`Trouble`]: then none is sealed.
     pub fn seal(&mut self, now: Timestamp, all: bool) -> Result<Vec<Hour>, Trouble> {
-        let before = if all { i64::MAX } else { Hour::of(now).0 };
-        let sealed = self.seal_before(now, before);
+        let present = Hour::of(now);
+        let before = if all { present.next() } else { present };
+        let sealed = self.seal_before(now, before.0);
         sealed.map_err(|error| Trouble::of(&self.path, &error))
     }
 
@@ -120,8 +124,8 @@ pub(super) fn write_hour(
     for of_relay in rows.chunk_by(|one, other| one.relay == other.relay) {
         let name = format!("usage-{}-{}.csv", of_relay[0].relay, hour.compact());
         let file = dir.join(name);
-        write_whole(&file, of_relay).map_err(|error| Trouble::io(&file, &error))?;
-        files.push(file);
+        let written = write_whole(&file, of_relay);
+        files.push(written.map_err(|error| Trouble::io(&file, &error))?);
     }
     Ok((files, rows.len()))
 }
@@ -131,15 +135,58 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), Trouble> {
     fs::create_dir_all(dir).map_err(|error| Trouble::io(dir, &error))
 }
 
-/// Writes beside, syncs, renames, syncs the directory: whoever looks finds the whole file or none.
-fn write_whole(path: &Path, rows: &[Row]) -> io::Result<()> {
-    let draft = beside(path, ".tmp");
-    let mut file = BufWriter::new(File::create(&draft)?);
-    write_csv(&mut file, rows)?;
-    file.into_inner()?.sync_all()?;
-    fs::rename(&draft, path)?;
+/// Names tried for one file.
+const NAMES: usize = 1000;
+
+/// Writes beside, syncs, renames, syncs the directory: whoever looks finds the whole file or none. Says under which name: another file that has it
+/// stays as it is, and ours gets a number. One that holds just this is what an export before wrote that was killed.
+fn write_whole(path: &Path, rows: &[Row]) -> io::Result<PathBuf> {
+    let mut text = Vec::new();
+    write_csv(&mut text, rows)?;
+    let path = free_name(path, &text)?;
+    let draft = beside(&path, ".tmp");
+    let mut file = File::create(&draft)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&draft, &path)?;
     let dir = path.parent().unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
+    File::open(dir)?.sync_all()?;
+    Ok(path)
+}
+
+/// The path, or with `-2`, `-3`… the first that nobody has, or that holds this text.
+fn free_name(path: &Path, text: &[u8]) -> io::Result<PathBuf> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    for n in 1..=NAMES {
+        let path = match n {
+            1 => path.to_owned(),
+            n => path.with_file_name(format!("{stem}-{n}.csv")),
+        };
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
+            Err(error) => return Err(error),
+            Ok(found) if found.is_file() && found.len() == text.len() as u64 => {
+                if fs::read(&path)? == text {
+                    return Ok(path);
+                }
+            }
+            Ok(_) => {}
+        }
+    }
+    Err(io::Error::other(format!(
+        "{NAMES} other files have this name and those with a number behind it"
+    )))
+}
+
+/// Whether something is booked to hours that have not begun.
+pub(super) fn is_ahead(
+    connection: &Connection,
+    path: &Path,
+    now: Timestamp,
+) -> Result<bool, Trouble> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM hours WHERE hour > ?1)";
+    let ahead = connection.query_row(sql, [Hour::of(now).0], |row| row.get(0));
+    ahead.map_err(|error| Trouble::of(path, &error))
 }
 
 /// Writes the CSV, its header first.

@@ -222,3 +222,131 @@ async fn a_leftover_whose_file_cannot_be_booked_waits_and_is_booked_later() {
     assert_eq!(total(&ledger).await, (1, 1, 5));
     assert_eq!(ledger.status().leftovers, 0);
 }
+
+#[tokio::test]
+async fn a_ledger_that_is_taken_away_while_it_is_used_is_noticed_before_the_next_booking() {
+    for kind in ["removed", "replaced", "cut"] {
+        let here = Here::new();
+        let books = here.books();
+        let ledger = here.start(&books);
+        session(&books, "vpce-1", 100);
+        ledger.book_now().await.unwrap();
+        match kind {
+            "removed" => fs::remove_file(here.path()).unwrap(),
+            "replaced" => {
+                let other = here.dir.path().join("other");
+                fs::write(&other, "whatever").unwrap();
+                fs::rename(other, here.path()).unwrap();
+            }
+            _ => {
+                let file = OpenOptions::new().write(true).open(here.path()).unwrap();
+                file.set_len(0).unwrap();
+            }
+        }
+        session(&books, "vpce-1", 11);
+        ledger.book_now().await.unwrap();
+        assert_eq!(total(&ledger).await, (1, 1, 11), "{kind}");
+        assert_eq!(ledger.status().errors, 1, "{kind}");
+        session(&books, "vpce-1", 5);
+        ledger.end().await.unwrap();
+        assert!(find(&here.run_dir()).is_empty(), "{kind}");
+        let reading = read::Reading::open(&here.settings().state_dir).unwrap();
+        let rows = reading.report(&Query::default(), super::store_tests::soon());
+        assert_eq!(rows.unwrap()[0].bytes_to_upstream, 16, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_that_does_not_read_back_at_the_end_costs_no_counters() {
+    let here = Here::new();
+    let books = here.books();
+    let ledger = here.start(&books);
+    for n in 0..50 {
+        session(&books, &format!("vpce-{n}"), 100);
+    }
+    ledger.book_now().await.unwrap();
+    let other = rusqlite::Connection::open(here.path()).unwrap();
+    let take_up = "PRAGMA wal_checkpoint(TRUNCATE)";
+    other.query_row(take_up, [], |_| Ok(())).unwrap();
+    drop(other);
+    let length = usize::try_from(fs::metadata(here.path()).unwrap().len()).unwrap();
+    damage(&here.path(), 4096, length - 4096);
+    ledger.end().await.unwrap();
+    assert_eq!(ledger.status().set_aside.len(), 1);
+    let kept = fs::read_dir(here.run_dir()).unwrap();
+    let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
+    let [kept] = &kept[..] else {
+        panic!("{kept:?}");
+    };
+    assert!(kept.to_str().unwrap().ends_with(".set-aside"), "{kept:?}");
+}
+
+/// Copies the ledger's file without its log of changes over what is there: what a lost log leaves.
+fn without_log(here: &Here, file: &[u8]) {
+    for suffix in ["-wal", "-shm"] {
+        let _ = fs::remove_file(store::beside(&here.path(), suffix));
+    }
+    fs::write(here.path(), file).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_lost_with_the_log_of_changes_is_booked_again_from_the_counters() {
+    let here = Here::new();
+    let file = {
+        let books = here.books();
+        let ledger = here.start(&books);
+        session(&books, "vpce-1", 100);
+        ledger.book_now().await.unwrap();
+        let file = fs::read(here.path()).unwrap(); // the first booking is in it
+        session(&books, "vpce-1", 20);
+        session(&books, "vpce-2", 3);
+        ledger.book_now().await.unwrap();
+        file
+    };
+    until_free(&here);
+    without_log(&here, &file);
+    let left = here.leftovers();
+    let books = here.books();
+    let ledger = here.start_after(&books, left);
+    ledger.book_now().await.unwrap();
+    assert_eq!(total(&ledger).await, (3, 3, 123));
+}
+
+#[tokio::test]
+async fn a_ledger_begun_anew_knows_also_what_it_did_not_book_itself() {
+    let here = Here::new();
+    {
+        let books = here.books();
+        let ledger = here.start(&books);
+        session(&books, "vpce-1", 100);
+        session(&books, "vpce-2", 1000);
+        ledger.book_now().await.unwrap();
+        fs::remove_file(here.path()).unwrap();
+        session(&books, "vpce-1", 20);
+        ledger.book_now().await.unwrap();
+    }
+    until_free(&here);
+    let left = here.leftovers();
+    let books = here.books();
+    let ledger = here.start_after(&books, left);
+    ledger.book_now().await.unwrap();
+    assert_eq!(total(&ledger).await, (1, 1, 20));
+}
+
+#[tokio::test]
+async fn counters_in_memory_are_booked_and_leave_nothing() {
+    let here = Here::new();
+    let books = Books::new(
+        super::super::Place::Unkept,
+        &["l".into()],
+        1,
+        super::super::Limits::of_most(100),
+    );
+    let books = Arc::new(books.unwrap());
+    let ledger = here.start(&books);
+    session(&books, "vpce-1", 100);
+    assert_eq!(books.let_go(Duration::ZERO, u64::MAX), 0, "not booked yet");
+    ledger.book_now().await.unwrap();
+    assert_eq!(total(&ledger).await, (1, 1, 100));
+    ledger.end().await.unwrap();
+}

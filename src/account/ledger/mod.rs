@@ -22,7 +22,8 @@
 //! Each booking is one transaction: the differences, and with them a *mark* for each slot of the counter file that says how far it is booked now.
 //! Marks name the file's id and the slot's generation, so that a slot that is used again, another process's file, and a file that is found twice
 //! are told apart. After the commit the counter file is told, too; where the two differ (a kill in between) the mark is the truth. Without a mark
-//! (a ledger begun anew) it is the counter file. What fails leaves all as it was; counters only grow, so the next booking has it.
+//! it is the counter file, as long as that names another ledger than this (one begun anew). One that it names has a mark of all that was booked, in the
+//! file for good: what has none there was lost with the log of changes, and is booked again. What fails leaves all as it was; counters only grow, so the next booking has it.
 //!
 //! # Who does what
 //!
@@ -38,6 +39,7 @@ pub mod export;
 pub mod hours;
 mod lock;
 mod mark;
+mod presence;
 pub mod read;
 pub mod report;
 pub mod schema;
@@ -255,7 +257,7 @@ impl Ledger {
     }
 
     /// Writes the hours that are over and were not exported yet to files in `to` (`export` in the state directory unless given), each hour once;
-    /// with `all` also the one that is not over: what is counted later is booked to the next. Answers after some 20 s even if there is more, and
+    /// with `all` also the present one: what is counted later is booked to the next, and exported when that is over or begun. Answers after some 20 s even if there is more, and
     /// says so.
     ///
     /// # Errors
@@ -318,6 +320,7 @@ fn export_all(
     loop {
         let hours = store.seal(Timestamp::now(), all)?;
         if hours.is_empty() {
+            exported.ahead = all && export::is_ahead(&store.connection, path, Timestamp::now())?;
             store.close();
             return Ok(exported);
         }

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::FILE;
 use super::report::{self, Query, Row};
 use super::schema::{self, STEPS};
-use super::store::{beside, last_anchor};
+use super::store::{beside, fact, last_anchor};
 use super::trouble::{Kind, Trouble};
 use crate::account::Anchor;
 
@@ -127,6 +127,38 @@ impl Drop for Reading {
     }
 }
 
+/// Whether the ledger on the disk, as another connection finds it, is the one with this number and whole. For whoever has it open for writing, or had.
+///
+/// # Errors
+/// [`Trouble`]; [`Kind::Damaged`] where it is not.
+pub(super) fn read_back(path: &Path, id: u64) -> Result<(), Trouble> {
+    let damaged = |what: String| Trouble::new(Kind::Damaged, path, what);
+    let reading =
+        Reading::open_in_place(path.to_owned()).map_err(|trouble| match trouble.kind {
+            Kind::Foreign | Kind::Newer => damaged(trouble.what),
+            _ => trouble,
+        })?;
+    let failed = |error: rusqlite::Error| Trouble::of(path, &error);
+    let found = fact(&reading.connection, "ledger").map_err(failed)?;
+    if found != Some(format!("{id:016x}")) {
+        return Err(damaged("it is another ledger than was written to".into()));
+    }
+    // The end of the process waits for it.
+    if fs::metadata(path).is_ok_and(|found| found.len() > CHECKED) {
+        return Ok(());
+    }
+    let check = reading
+        .connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    match check.map_err(failed)?.as_str() {
+        "ok" => Ok(()),
+        wrong => Err(damaged(format!("it does not read back: {wrong}"))),
+    }
+}
+
+/// A ledger of up to this size is read at the end: in a second or so.
+const CHECKED: u64 = 64 << 20;
+
 /// Opens the database at `file` for reading and looks whether it is a ledger of a version that this program reads. Troubles are those of `path`.
 fn open_checked(file: &Path, path: &Path, more: OpenFlags) -> Result<Connection, Trouble> {
     let failed = |error: rusqlite::Error| Trouble::of(path, &error);
@@ -137,6 +169,10 @@ fn open_checked(file: &Path, path: &Path, more: OpenFlags) -> Result<Connection,
         .and_then(|()| connection.pragma_update(None, "cache_size", -8192))
         .map_err(failed)?;
     let found = schema::version(&connection, path, STEPS.len())?;
+    if found == 0 {
+        let what = "there is no ledger in it yet";
+        return Err(Trouble::new(Kind::CannotOpen, path, what));
+    }
     if found < STEPS.len() {
         let what = format!(
             "the ledger has version {found}; the relay brings it up to {} when it starts",

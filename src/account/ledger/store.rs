@@ -3,6 +3,8 @@
 //! Knows no threads and no clock: it is given what was counted and what time it is.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -38,6 +40,12 @@ pub(super) struct WalBounds {
 pub struct Store {
     pub(super) path: PathBuf,
     pub(super) connection: Connection,
+    /// Which ledger it is: no other has this number.
+    pub(super) id: u64,
+    /// The file that was opened: device and inode.
+    pub(super) file: (u64, u64),
+    /// What the file had at least when it was looked at last, and the number that others' writing to it had then.
+    pub(super) had: (u64, i64),
     relay: String,
     pub(super) names: Endpoints,
     closed: [i64; CloseReason::ALL.len()],
@@ -55,6 +63,10 @@ pub struct Store {
 pub struct Batch<'a> {
     /// Whose slots they are: the counter file's id.
     pub file: u64,
+    /// The ledger that the counter file names: the one that has a mark of whatever was booked of it. 0: none, or not known.
+    pub ledger: u64,
+    /// Whether these are all slots that somebody has.
+    pub whole: bool,
     /// What they hold.
     pub slots: &'a [SlotTotals],
     /// Whether nobody will count in this file again.
@@ -72,6 +84,8 @@ pub struct Booked {
     pub accounts: usize,
     /// How far slots are booked now, slot, generation and numbers: those for which the counter file does not say so yet.
     pub marks: Vec<(u32, u64, Counters)>,
+    /// The ledger to be named by the counter file from now on: it has a mark, and for good, of whatever was booked.
+    pub ledger: Option<u64>,
 }
 
 struct Mark {
@@ -100,8 +114,12 @@ impl Store {
         for (index, place) in refused.iter_mut().enumerate() {
             *place = why("refused", refused_name(index)).map_err(failed)?;
         }
+        let file = fs::metadata(path).map_err(|error| Trouble::io(path, &error))?;
         let mut store = Self {
             path: path.to_owned(),
+            id: 0,
+            file: (file.dev(), file.ino()),
+            had: (0, 0),
             relay: relay.to_owned(),
             names: names.clone(),
             closed,
@@ -114,6 +132,8 @@ impl Store {
         };
         store.anchored = last_anchor(&store.connection).map_err(failed)?;
         store.begin_naming().map_err(failed)?;
+        store.id = store.identify().map_err(failed)?;
+        store.remember_size().map_err(failed)?;
         Ok(store)
     }
 
@@ -122,12 +142,20 @@ impl Store {
     /// # Errors
     /// [`Trouble`]: then nothing is booked.
     pub fn book(&mut self, now: Timestamp, batch: &Batch<'_>) -> Result<Booked, Trouble> {
+        self.is_there()?;
         if self.settled == Some(batch.file) && !self.has_news(batch) {
             return Ok(Booked::default());
         }
         self.bound_wal()?;
         self.settled = None; // until it went well
-        let booked = self.try_to_book(now, batch)?;
+        let mut booked = self.try_to_book(now, batch)?;
+        // Where it is not, what was written just now is in no ledger that anybody finds, and is booked again into the next.
+        self.is_there()?;
+        self.remember_size()
+            .map_err(|error| Trouble::of(&self.path, &error))?;
+        if batch.whole && batch.ledger != self.id && self.is_in_the_file() {
+            booked.ledger = Some(self.id);
+        }
         self.settled = Some(batch.file);
         if batch.anchor.is_some() {
             self.anchored = batch.anchor.cloned();
@@ -158,13 +186,17 @@ impl Store {
             hour: Some(hour),
             ..Booked::default()
         };
+        let named = batch.ledger == self.id;
+        let nothing = Counters::default();
         for slot in batch.slots {
             let mark = marks.get(&slot.slot);
             if mark.is_some_and(|mark| mark.generation > slot.generation) {
                 continue; // a life of that slot that ended long ago, wholly booked
             }
             let mark = mark.filter(|mark| mark.generation == slot.generation);
-            let before = mark.map_or(&slot.booked, |mark| &mark.counters);
+            // What this ledger has a mark of was booked into it, and nothing else. What another one has, the counter file says.
+            let unmarked = if named { &nothing } else { &slot.booked };
+            let before = mark.map_or(unmarked, |mark| &mark.counters);
             // The truth of yesterday stands where a number became smaller, which only a file that was tampered with has.
             let counters = before.plus(&slot.totals.counters.since(before));
             if counters != *before {
@@ -174,6 +206,10 @@ impl Store {
                 let place = (batch.file, slot.slot, slot.generation);
                 entry.mark(place, id, &counters).map_err(failed)?;
                 booked.accounts += 1;
+            } else if mark.is_none() && counters != nothing {
+                let id = entry.account(&slot.totals.key).map_err(failed)?;
+                let place = (batch.file, slot.slot, slot.generation);
+                entry.mark(place, id, &counters).map_err(failed)?;
             }
             if counters != slot.booked {
                 booked.marks.push((slot.slot, slot.generation, counters));
@@ -263,26 +299,6 @@ impl Store {
         // What is not taken up now is taken up at the next start: nothing is lost with the log of changes.
         let _ = self.take_up_wal();
         let _ = self.connection.close();
-    }
-
-    fn bound_wal(&self) -> Result<(), Trouble> {
-        let wal = beside(&self.path, "-wal");
-        if file_size(&wal) < self.wal.take_up {
-            return Ok(());
-        }
-        let failed = |error: rusqlite::Error| Trouble::of(&self.path, &error);
-        self.take_up_wal().map_err(failed)?;
-        let size = file_size(&wal);
-        if size < self.wal.most {
-            return Ok(());
-        }
-        let what = format!("somebody reads it without end, and {size} bytes wait to be taken up");
-        Err(Trouble::new(Kind::Reader, &wal, what))
-    }
-
-    fn take_up_wal(&self) -> rusqlite::Result<()> {
-        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
-        self.connection.query_row(sql, [], |_| Ok(()))
     }
 }
 
@@ -567,7 +583,7 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn file_size(path: &Path) -> u64 {
+pub(super) fn file_size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 

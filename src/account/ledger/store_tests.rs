@@ -55,6 +55,8 @@ pub(super) fn slot(place: u32, endpoint: &str, opened: u64) -> SlotTotals {
 pub(super) fn batch(file: u64, slots: &[SlotTotals]) -> Batch<'_> {
     Batch {
         file,
+        ledger: 0,
+        whole: true,
         slots,
         finished: false,
         anchor: None,

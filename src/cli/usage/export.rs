@@ -26,6 +26,9 @@ pub(super) struct Args {
     all: bool,
 }
 
+/// Said to whoever asks for all of an hour again.
+const AHEAD: &str = "tollgate: the present hour was exported before: what was counted since is booked to the next, and is exported once that has begun";
+
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
     let places = arguments.places.find()?;
     loop {
@@ -35,6 +38,10 @@ pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
             writeln!(out, "{}", file.display()).map_err(Error::Output)?;
         }
         if !done.more {
+            if done.ahead {
+                // Whoever does not listen has the files all the same.
+                let _ = writeln!(io::stderr(), "{AHEAD}");
+            }
             return Ok(ExitCode::Ok);
         }
     }
