@@ -305,7 +305,7 @@ fn trail(directory: &Path) -> (Trail, Rc<Scribe>) {
         config: &config.digest,
         workers: 1,
     };
-    let (trail, scribes) = Trail::start(&config.audit, &about).expect("there is room");
+    let (trail, scribes) = Trail::start(&config.audit, &about, None).expect("there is room");
     let scribe = scribes.into_iter().next().expect("there is one");
     (trail, Rc::new(scribe))
 }

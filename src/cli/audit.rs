@@ -1,6 +1,7 @@
 //! `audit verify`: whether a trail is as the relay wrote it.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,6 +16,9 @@ use crate::account::audit::files;
 use crate::account::audit::verify::{Known, Report, verify};
 use crate::account::ledger::read::Reading;
 use crate::config::Sink;
+
+/// How often a trail is read whose files follow each other meanwhile.
+const READINGS: u32 = 5;
 
 /// The audit trail.
 #[derive(Debug, clap::Args)]
@@ -37,7 +41,7 @@ enum Command {
     after_help = "Ends with 0 where nothing was found, 1 where something was.\n\nExamples:\n  \
     tollgate audit verify\n  \
     tollgate audit verify /var/log/tollgate/audit.log*\n  \
-    tollgate audit verify audit.log --anchor 4711:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    tollgate audit verify audit.log --anchor=4711:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 )]
 struct Verify {
     /// The trail's files [default: that of the configuration, and those that it followed]
@@ -63,7 +67,7 @@ fn anchor(text: &str) -> Result<Known, String> {
     let (sequence, hash) = text.split_once(':').ok_or_else(wrong)?;
     Ok(Known {
         sequence: sequence.parse().map_err(|_| wrong())?,
-        hash: Hash::parse(hash).ok_or_else(wrong)?,
+        hash: Hash::parse(&hash.to_ascii_lowercase()).ok_or_else(wrong)?,
     })
 }
 
@@ -76,30 +80,97 @@ impl Verify {
             Sink::File(path) => Some(path.clone()),
             Sink::Off | Sink::Stdout => None,
         });
-        let paths = match (&self.files[..], own) {
-            ([], Some(path)) => files(&path),
-            ([], None) => {
-                let what = "which files? The configuration has no audit file, or there is no configuration: write tollgate audit verify FILE…";
-                return Err(Error::Input(what.to_owned()));
-            }
-            (files, _) => files.to_vec(),
-        };
+        if self.files.is_empty() && own.is_none() {
+            let what = "which files? The configuration has no audit file, or there is no configuration: write tollgate audit verify FILE…";
+            return Err(Error::Input(what.to_owned()));
+        }
         let configured = || audit.and_then(|audit| audit.key_file.clone());
         let key = match self.key_file.clone().or_else(configured) {
             None => Key::none(),
             Some(path) => Key::read(&path)
-                .map_err(|error| Error::Input(format!("key {}: {error}", path.display())))?,
+                .map_err(|error| unreadable(&error, format!("key {}: {error}", path.display())))?,
         };
-        // The anchors first: what is written meanwhile is behind them.
-        let (mut anchors, unknown) = known_of(&places, &paths);
-        anchors.extend(&self.anchor);
-        let report =
-            verify(&paths, &key, &anchors).map_err(|error| Error::Input(error.to_string()))?;
+        let list = || match (&self.files[..], &own) {
+            ([], Some(path)) => listed(files(path)),
+            (files, _) => listed(files.to_vec()),
+        };
+        let mut unknown = None;
+        let read = |listed: &[Listed]| {
+            let paths: Vec<PathBuf> = listed.iter().map(|(path, _)| path.clone()).collect();
+            // The anchors first: what is written meanwhile is behind them.
+            let (mut anchors, why) = match (&self.files[..], &own) {
+                // Also where there is no file any more.
+                ([], Some(path)) => known_of(&places, std::slice::from_ref(path)),
+                _ => known_of(&places, &paths),
+            };
+            unknown = why;
+            anchors.extend(&self.anchor);
+            verify(&paths, &key, &anchors)
+        };
+        let report = settled(list, read, |report| {
+            report
+                .as_ref()
+                .map_or(true, |report| report.finding.is_some())
+        });
+        let mut report = report.map_err(|error| unreadable(&error, error.to_string()))?;
+        if let (Some(finding), Some(path)) = (&mut report.finding, &own)
+            && finding.file.as_os_str().is_empty()
+        {
+            finding.file.clone_from(path);
+        }
         tell(out, &report, &unknown, began).map_err(Error::Output)?;
         Ok(match report.finding {
             None => ExitCode::Ok,
             Some(_) => ExitCode::Findings,
         })
+    }
+}
+
+/// A file, and which it is: its device, its number, and its length unless it is the one that is written to.
+type Listed = (PathBuf, Option<(u64, u64, u64)>);
+
+fn listed(paths: Vec<PathBuf>) -> Vec<Listed> {
+    let last = paths.len().saturating_sub(1);
+    let which = |(number, path): (usize, PathBuf)| {
+        let found = path.metadata().ok().map(|found| {
+            let length = if number == last { 0 } else { found.len() };
+            (found.dev(), found.ino(), length)
+        });
+        (path, found)
+    };
+    paths.into_iter().enumerate().map(which).collect()
+}
+
+/// Reads what is listed. Where the answer is `unsure` and the list is another by then, because the relay began a new file meanwhile, again.
+fn settled<T>(
+    list: impl Fn() -> Vec<Listed>,
+    mut read: impl FnMut(&[Listed]) -> T,
+    unsure: impl Fn(&T) -> bool,
+) -> T {
+    let mut listed = list();
+    let mut report = read(&listed);
+    for _ in 1..READINGS {
+        if !unsure(&report) {
+            break;
+        }
+        let now = list();
+        if now == listed {
+            break;
+        }
+        listed = now;
+        report = read(&listed);
+    }
+    report
+}
+
+/// Of a file or key that cannot be read.
+fn unreadable(error: &std::io::Error, what: String) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Error::Books {
+            code: ExitCode::Permission,
+            what,
+        },
+        _ => Error::Input(what),
     }
 }
 
@@ -275,7 +346,7 @@ mod tests {
         };
         let mut head = None;
         for _ in 0..2 {
-            head = Trail::start(&settings, &about).unwrap().0.end();
+            head = Trail::start(&settings, &about, None).unwrap().0.end();
         }
         let head = head.expect("it was written");
         std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
@@ -328,6 +399,75 @@ mod tests {
             said.contains("line 4: the trail ends with record 3, and record 4 was anchored"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_trail_whose_files_follow_each_other_meanwhile_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        let record = |seq: u64, prev: Hash| {
+            format!("{{\"event\":\"rotated\",\"seq\":{seq},\"prev\":\"{prev}\"}}\n")
+        };
+        let first = record(1, crate::account::audit::chain::BEGINNING);
+        let hash = Key::none().hash(first.trim_end().as_bytes());
+        std::fs::write(&path, &first).unwrap();
+        let anchors = [Known { sequence: 1, hash }];
+        let mut readings = 0;
+        let mut read = |listed: &[Listed]| {
+            readings += 1;
+            if readings == 1 {
+                let to = directory.path().join("audit.log-20261121T170000Z-1");
+                std::fs::rename(&path, to).unwrap();
+                std::fs::write(&path, "").unwrap();
+            }
+            let paths: Vec<_> = listed.iter().map(|(path, _)| path.clone()).collect();
+            verify(&paths, &Key::none(), &anchors).unwrap()
+        };
+        let unsure = |report: &Report| report.finding.is_some();
+        let report = settled(|| listed(files(&path)), &mut read, unsure);
+        assert_eq!((report.finding, report.records), (None, 1));
+        assert_eq!(readings, 2);
+        // What stays as it is is a finding at once.
+        let mut readings = 0;
+        let read = |_: &[Listed]| readings += 1;
+        settled(|| listed(files(&path)), read, |()| true);
+        assert_eq!(readings, 1);
+    }
+
+    #[test]
+    fn a_trail_of_which_nothing_is_left_is_a_finding() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        let config = directory.path().join("tollgate.toml");
+        let text = format!(
+            "state_dir = {:?}\n[audit]\nsink = {path:?}\n[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:1\"\ntrusted_peers = [\"127.0.0.0/8\"]\nupstream = \"u\"\n[[upstream]]\nname = \"u\"\ntargets = [\"127.0.0.1:2\"]\n",
+            directory.path()
+        );
+        std::fs::write(&config, text).unwrap();
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let known = format!("--anchor=7:{}", hash.to_uppercase());
+        let line = [
+            "tollgate",
+            "audit",
+            "verify",
+            "--config",
+            config.to_str().unwrap(),
+        ];
+        let anchored = [&line[..], &[&known]].concat();
+        for (line, wanted) in [(&line[..], ExitCode::Ok), (&anchored, ExitCode::Findings)] {
+            let super::super::Command::Audit(Args {
+                command: Command::Verify(verify),
+            }) = crate::cli::Cli::try_parse_from(line).unwrap().command
+            else {
+                panic!("another command");
+            };
+            let mut out = Vec::new();
+            assert_eq!(verify.run(&mut out).unwrap(), wanted);
+            let said = String::from_utf8(out).unwrap();
+            assert!(said.contains("there are no records"), "{said}");
+            let named = said.starts_with(path.to_str().unwrap());
+            assert_eq!(named, wanted == ExitCode::Findings, "{said}");
+        }
     }
 
     #[test]

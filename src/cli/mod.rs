@@ -171,6 +171,29 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_or_key_that_is_not_permitted_ends_with_77_and_any_other_trouble_with_78() {
+        let path = || "/a".into();
+        for (kind, code) in [
+            (io::ErrorKind::PermissionDenied, ExitCode::Permission),
+            (io::ErrorKind::NotFound, ExitCode::Config),
+            (io::ErrorKind::Other, ExitCode::Config),
+        ] {
+            let error = || kind.into();
+            let sink = TrailError::Sink {
+                path: path(),
+                error: error(),
+            };
+            let key = TrailError::Key {
+                path: path(),
+                error: error(),
+            };
+            for trouble in [sink, key] {
+                assert_eq!(of_books(&KeepError::Trail(trouble)), code);
+            }
+        }
+    }
+
+    #[test]
     fn help_and_version_are_no_errors() {
         for line in [
             "tollgate --help",

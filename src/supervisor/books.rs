@@ -76,7 +76,11 @@ impl Keeping {
             config: &config.digest,
             workers: config.workers.get(),
         };
-        match Trail::start(&config.audit, &about) {
+        let anchor = keeping
+            .ledger
+            .as_ref()
+            .and_then(|ledger| ledger.last_anchor());
+        match Trail::start(&config.audit, &about, anchor.as_ref()) {
             Ok((trail, scribes)) => {
                 keeping.trail = Arc::new(trail);
                 // Nobody else sets it.

@@ -33,6 +33,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             a_log_made_with_a_key_is_verified_with_that_key_alone,
         ),
         claim(
+            "what_was_taken_from_a_log_while_no_relay_ran_is_found_for_ever",
+            what_was_taken_from_a_log_while_no_relay_ran_is_found_for_ever,
+        ),
+        claim(
             "a_log_is_verified_while_it_is_written",
             a_log_is_verified_while_it_is_written,
         ),
@@ -182,7 +186,8 @@ fn a_log_of_killed_relays_and_several_files_is_whole() {
     let rotate = "on_full = \"block\"\nrotate_size = \"4KiB\"\n[drain]";
     booked.start = booked.start.replace("[drain]", rotate);
     let _origins = SERVICES.map(|service| Planned::start(&booked.hosts.origin, service.origin));
-    for life in 0..4 {
+    // How much a life writes at once, and so how many files there are, is a matter of time: enough lives for several.
+    for life in 0..10 {
         booked = booked.killed();
         run(&booked.hosts.node, plans(100 * life, 15));
     }
@@ -226,19 +231,51 @@ fn a_log_made_with_a_key_is_verified_with_that_key_alone() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(booked.home.path().join(name), mode).unwrap();
     }
-    fs::remove_file(audit_log(&booked.home)).unwrap();
+    // Another key needs another file.
     booked.start = booked
         .start
+        .replace("audit.jsonl", "keyed.jsonl")
         .replace("[drain]", "key_file = \"@DIR@/key\"\n[drain]");
     let booked = booked.killed();
     let _origins = SERVICES.map(|service| Planned::start(&booked.hosts.origin, service.origin));
     run(&booked.hosts.node, plans(0, 5));
     end(&booked.relay);
-    let log = [audit_log(&booked.home)];
+    let log = [audit_log(&booked.home).with_file_name("keyed.jsonl")];
     let key = |name: &str| booked.home.path().join(name).to_str().unwrap().to_owned();
     verify(&booked, &log, &["--key-file", &key("key")]).ok();
     let wrong = verify(&booked, &log, &["--key-file", &key("other")]);
     assert_eq!(wrong.code, 1, "{wrong:?}");
+}
+
+fn what_was_taken_from_a_log_while_no_relay_ran_is_found_for_ever() {
+    let booked = Booked::new("tamper-down", "");
+    let _origins = SERVICES.map(|service| Planned::start(&booked.hosts.origin, service.origin));
+    run(&booked.hosts.node, plans(0, 5));
+    end(&booked.relay);
+    let log = audit_log(&booked.home);
+    verify(&booked, &[], &[]).ok();
+    let whole = fs::read_to_string(&log).unwrap();
+    // Nothing is left: the ledger knows that there was something.
+    let archived = booked.home.path().join("archived");
+    fs::rename(&log, &archived).unwrap();
+    let nothing = verify(&booked, &[], &[]);
+    assert_eq!(nothing.code, 1, "{nothing:?}");
+    // The next relay does not make good for it.
+    let kept: String = whole.split_inclusive('\n').take(4).collect();
+    fs::write(&log, kept).unwrap();
+    let booked = booked.killed();
+    end(&booked.relay);
+    let last = whole.lines().count();
+    let cut = verify(&booked, &[], &[]);
+    assert_eq!(cut.code, 1, "{cut:?}");
+    let said = format!("{cut:?}");
+    let wanted = format!("records 5 to {last} are missing");
+    assert!(said.contains(&wanted), "{said}");
+    // With what was taken away, and without what was left, all is there.
+    let text = fs::read_to_string(&log).unwrap();
+    let new: String = text.split_inclusive('\n').skip(4).collect();
+    fs::write(&log, new).unwrap();
+    verify(&booked, &[archived, log], &[]).ok();
 }
 
 fn a_log_is_verified_while_it_is_written() {

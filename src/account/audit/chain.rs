@@ -1,6 +1,7 @@
 //! What ties each record to the one before: the hash of its whole line, without its newline, is the next record's `prev`.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use hmac::{Hmac, Mac};
@@ -8,6 +9,12 @@ use sha2::{Digest, Sha256};
 
 /// `prev` of the first record of a trail.
 pub const BEGINNING: Hash = Hash([0; 32]);
+
+/// The largest number of a record: what is larger no relay has written, and the ledger could not keep.
+pub const LAST: u64 = i64::MAX as u64;
+
+/// The shortest: what is shorter can be tried out.
+const SHORTEST_KEY: usize = 16;
 
 /// The longest key that is read. Any longer file is no key.
 const LONGEST_KEY: u64 = 64 * 1024;
@@ -75,7 +82,7 @@ impl Key {
     /// Reads a key file: its bytes, without white space at the end, which editors add.
     ///
     /// # Errors
-    /// It cannot be read, is empty, or larger than any key.
+    /// It cannot be read, is empty, shorter than 16 bytes, or larger than any key.
     pub fn read(path: &Path) -> io::Result<Self> {
         if std::fs::metadata(path)?.len() > LONGEST_KEY {
             return Err(io::Error::other("larger than 64 KiB: this is no key"));
@@ -85,8 +92,17 @@ impl Key {
             [] => Err(io::Error::other(
                 "it is empty; a key is made by: openssl rand -hex 32",
             )),
+            secret if secret.len() < SHORTEST_KEY => Err(io::Error::other(
+                "it is shorter than 16 bytes; a key is made by: openssl rand -hex 32",
+            )),
             secret => Ok(Self::new(secret)),
         }
+    }
+
+    /// Whether a key file is open to everybody: whoever can read it can forge the trail.
+    #[must_use]
+    pub fn is_exposed(path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o006 != 0)
     }
 
     /// What it is called in `started` records.
@@ -158,10 +174,17 @@ mod tests {
     fn a_key_is_its_files_bytes_without_the_last_newline() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
-        std::fs::write(&path, "secret\n").unwrap();
+        std::fs::write(&path, "a secret of many\n").unwrap();
         let read = Key::read(&path).unwrap();
-        assert_eq!(read.hash(b"x"), Key::new(b"secret").hash(b"x"));
-        std::fs::write(&path, "\n").unwrap();
-        assert!(Key::read(&path).is_err());
+        assert_eq!(read.hash(b"x"), Key::new(b"a secret of many").hash(b"x"));
+        for wrong in ["\n", "a secret of few\n"] {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(Key::read(&path).is_err(), "{wrong}");
+        }
+        for (mode, exposed) in [(0o600, false), (0o640, false), (0o644, true)] {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&path, mode).unwrap();
+            assert_eq!(Key::is_exposed(&path), exposed);
+        }
     }
 }

@@ -8,7 +8,8 @@
 //! # let config = Config::from_str("", "an example").map_err(|_| "no configuration")?;
 //! let about = About { relay_id: &config.relay_id, config: "its digest", workers: 2 };
 //! // One scribe for each worker, which wraps it in an `Rc`: sessions share it.
-//! let (trail, scribes) = Trail::start(&config.audit, &about)?;
+//! // With what the ledger knows of the trail, `Ledger::last_anchor`, where there is one.
+//! let (trail, scribes) = Trail::start(&config.audit, &about, None)?;
 //! // In a worker, right before a session is opened:
 //! # let scribe = scribes.into_iter().next().map(Rc::new).ok_or("no worker")?;
 //! if scribe.may_open() { /* Scribe::open, then Entry::progress, then Entry::close */ }
@@ -47,14 +48,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{error, warn};
 
-use self::chain::{Head, Key};
+use self::chain::{Hash, Head, Key, LAST};
 use self::json::Style;
 use self::press::{Command, Known, Page, Past, Press, bytes_as_text, say};
 pub use self::queue::{Entry, Scribe};
 use self::queue::{Queues, Shared};
 pub use self::record::{Facts, Leg, Refused};
 use self::record::{Micros, now};
-use self::recover::{LONGEST_LINE, Tail, tail};
+use self::recover::{LONGEST_LINE, Tail, may_be_ours, tail};
 pub use self::sink::files;
 use self::sink::{FileSink, PipeSink, Rotation, Sink, followed, open, set_aside};
 use crate::account::{Anchor, Event};
@@ -127,7 +128,7 @@ pub struct Status {
     pub dropped: u64,
     /// Records that wait for the sink.
     pub queued: u64,
-    /// Why the sink takes nothing now.
+    /// Why the sink takes nothing now, or too little for sessions to be opened.
     pub failing: Option<String>,
     /// No session is opened: [`Self::failing`], and `audit.on_full` is `block`.
     pub blocking: bool,
@@ -148,11 +149,15 @@ impl Trail {
 
     /// Opens the sink, goes on with the trail that is there, says that the process started, and gives each worker its scribe.
     ///
+    /// `anchor` is the last that the ledger has: where it is of this file, and the file ends before it, records are missing. Then the trail goes on behind the
+    /// anchor, so that the gap stays in it.
+    ///
     /// # Errors
     /// See [`TrailError`].
     pub fn start(
         settings: &config::Audit,
         about: &About<'_>,
+        anchor: Option<&Anchor>,
     ) -> Result<(Self, Vec<Scribe>), TrailError> {
         let key = match &settings.key_file {
             _ if settings.sink == config::Sink::Off => Key::none(),
@@ -162,6 +167,15 @@ impl Trail {
                 error,
             })?,
         };
+        if let Some(path) = &settings.key_file
+            && settings.sink != config::Sink::Off
+            && Key::is_exposed(path)
+        {
+            warn!(
+                key_file = %path.display(),
+                "everybody on this machine can read or write the audit trail's key, and so forge the trail: chmod 0600"
+            );
+        }
         let resumed = match &settings.sink {
             config::Sink::Off => {
                 let scribes = (0..about.workers).map(|_| Scribe::off());
@@ -173,7 +187,8 @@ impl Trail {
                     size: settings.rotate_size,
                     age: settings.rotate_age,
                 };
-                resume(path, &key, rotation, settings.interval).map_err(|error| {
+                let known = anchor.and_then(|anchor| head_of(anchor, path));
+                resume(path, &key, rotation, settings.interval, known).map_err(|error| {
                     TrailError::Sink {
                         path: path.clone(),
                         error,
@@ -223,6 +238,10 @@ impl Trail {
             }
             if let Some(aside) = &resumed.aside {
                 line.text("damaged", &aside.to_string_lossy());
+            }
+            if let Some((from, to)) = resumed.missing {
+                line.number("missing_from", Some(from));
+                line.number("missing_to", Some(to));
             }
         });
         shared.written[Event::Started as usize].fetch_add(1, Relaxed);
@@ -299,10 +318,7 @@ impl Trail {
         let running = self.0.as_ref()?;
         let shared = &running.shared;
         let known = running.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let failing = shared.is_failing().then(|| {
-            let why = known.why.clone();
-            why.unwrap_or_else(|| "a write takes longer than a second".to_owned())
-        });
+        let failing = failing(shared, known.why.as_ref());
         Some(Status {
             records: std::array::from_fn(|event| shared.written[event].load(Relaxed)),
             dropped: shared.dropped(),
@@ -359,6 +375,16 @@ impl Trail {
     }
 }
 
+/// Why sessions cannot be recorded now, or what is to be recorded is lost.
+fn failing(shared: &Shared, why: Option<&String>) -> Option<String> {
+    if shared.is_failing() {
+        let why = why.cloned();
+        return Some(why.unwrap_or_else(|| "a write takes longer than a second".to_owned()));
+    }
+    let slow = "records come faster than the sink takes them";
+    shared.is_full().then(|| slow.to_owned())
+}
+
 impl Running {
     fn ask(&self, command: Command) {
         // Fails only after the end.
@@ -378,6 +404,8 @@ struct Resumed {
     torn: Vec<u8>,
     /// Where a file went that could not be gone on with.
     aside: Option<PathBuf>,
+    /// The first and the last record that the ledger knows of and no file has.
+    missing: Option<(u64, u64)>,
     past: Past,
 }
 
@@ -389,8 +417,33 @@ fn standard_output() -> io::Result<Resumed> {
         head: Head::default(),
         torn: Vec::new(),
         aside: None,
+        missing: None,
         past: Past::default(),
     })
+}
+
+/// Where an anchor says that the trail in `path` stands; `None`: it is another file's.
+fn head_of(anchor: &Anchor, path: &Path) -> Option<Head> {
+    let is_ours = anchor.file == path.display().to_string();
+    let known = is_ours && (1..=LAST).contains(&anchor.sequence);
+    Some(Head {
+        sequence: anchor.sequence,
+        hash: Hash::parse(&anchor.hash).filter(|_| known)?,
+    })
+}
+
+/// Where a trail goes on whose files end with `found`, and which records are missing there. What the ledger knows stands above what the files say: it is
+/// where whoever writes to the files is not.
+fn held_against(anchor: Option<Head>, found: Head) -> (Head, Option<(u64, u64)>) {
+    match anchor {
+        Some(anchor) if found.sequence < anchor.sequence => {
+            (anchor, Some((found.sequence + 1, anchor.sequence)))
+        }
+        Some(anchor) if found.sequence == anchor.sequence && found.hash != anchor.hash => {
+            (anchor, Some((anchor.sequence, anchor.sequence)))
+        }
+        _ => (found, None),
+    }
 }
 
 /// Opens a file and goes on with the trail that is in it, or in those before it. What a kill left of a line is taken out of the file, where it would be in
@@ -400,9 +453,11 @@ fn resume(
     key: &Key,
     rotation: Rotation,
     interval: Option<Duration>,
+    anchor: Option<Head>,
 ) -> io::Result<Resumed> {
     let mut file = open(path, false)?;
     let mut before = followed(path);
+    let known = anchor.is_some() || !before.is_empty();
     let (mut aside, mut torn, mut head) = (None, Vec::new(), None);
     match tail(&file, key)? {
         Tail::Whole {
@@ -413,16 +468,26 @@ fn resume(
             seal(&file, end, &rest)?;
             (head, torn) = (Some(last), rest);
         }
-        Tail::Empty { torn: rest } => {
+        Tail::Empty { torn: rest } if known || may_be_ours(&rest) => {
             seal(&file, 0, &rest)?;
             torn = rest;
         }
-        Tail::Damaged { head: last } => {
+        Tail::Damaged { head: last, ours } if known || ours => {
             let to = set_aside(path, now())?;
-            warn!(file = %path.display(), aside = %to.display(), "the audit file ends with what is no record; it is set aside, and a new one begun");
+            let why = match (&last, ours) {
+                (None, true) => {
+                    "its last records do not fit together: it was written with another key, or changed"
+                }
+                _ => "it ends with what is no record",
+            };
+            error!(file = %path.display(), aside = %to.display(), why, "the audit file cannot be gone on with; it is set aside, and a new one begun");
             file = open(path, true)?;
-            before.push(to.clone());
             (head, aside) = (last, Some(to));
+        }
+        Tail::Empty { .. } | Tail::Damaged { .. } => {
+            return Err(io::Error::other(
+                "this is no audit file of tollgate's; name another, or move it away",
+            ));
         }
     }
     // Killed between two files: the last that was followed tells.
@@ -439,6 +504,17 @@ fn resume(
         torn = [rest, torn].concat();
         head = Some(last_head);
     }
+    before.extend(aside.clone());
+    let (head, missing) = held_against(anchor, head.unwrap_or_default());
+    if let Some((from, to)) = missing {
+        error!(
+            file = %path.display(),
+            missing_from = from,
+            missing_to = to,
+            "audit records are missing that the ledger knows of: while no relay ran, the file was cut, emptied, changed or moved away. The trail goes on behind them, \
+             and tollgate audit verify finds the gap unless it is given the files that have them"
+        );
+    }
     before.push(path.to_owned());
     let length = |path: PathBuf| {
         let length = path.metadata().ok()?.len();
@@ -454,10 +530,11 @@ fn resume(
     };
     let began = first_time(&file).unwrap_or_else(now);
     Ok(Resumed {
-        sink: Box::new(FileSink::new(path, file, began, rotation)),
-        head: head.unwrap_or_default(),
+        sink: Box::new(FileSink::new(path, file, began, rotation, key.clone())),
+        head,
         torn,
         aside,
+        missing,
         past,
     })
 }

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
@@ -21,7 +21,7 @@ use super::json::{Line, Style, string};
 use super::queue::{Queues, STUCK_MS};
 use super::record::{Micros, now};
 use super::recover::{LastSeen, look_back};
-use super::sink::Sink;
+use super::sink::{Followed, Sink};
 use crate::account::{Anchor, CloseReason, Event};
 use crate::sys::clock::monotonic_ms;
 use crate::telemetry::LogLimiter;
@@ -405,7 +405,7 @@ impl Press {
             return;
         };
         match self.sink.rotate(&to, now()) {
-            Ok(()) => self.arrive(Some(&to.to_string_lossy())),
+            Ok(()) => self.arrive(Some(&to.to_string_lossy()), None),
             Err(error) => {
                 warn!(file = self.place(), %error, "the audit trail's file cannot be followed by a new one; it goes on in this one");
                 self.leaving = Some((to, began + RENAME_AGAIN));
@@ -417,8 +417,13 @@ impl Press {
         let followed = self.sink.follow(now());
         self.misplaced = followed.is_err();
         match followed {
-            Ok(false) => {}
-            Ok(true) => self.arrive(None),
+            Ok(Followed::Same) => {}
+            Ok(Followed::Other { aside }) => {
+                if let Some(aside) = &aside {
+                    error!(file = self.place(), aside = %aside.display(), "another file took the place of the audit trail's; it is set aside, and a new one begun");
+                }
+                self.arrive(None, aside.as_deref());
+            }
             Err(error) => {
                 self.failed(&error);
             }
@@ -433,12 +438,15 @@ impl Press {
     }
 
     /// The first record of a file that follows another.
-    fn arrive(&mut self, from: Option<&str>) {
+    fn arrive(&mut self, from: Option<&str>, aside: Option<&Path>) {
         let config = &self.config;
         self.page.tell(Event::Rotated, |line| {
             line.some_text("from", from.unwrap_or_default());
             line.text("version", env!("CARGO_PKG_VERSION"));
             line.text("config", config);
+            if let Some(aside) = aside {
+                line.text("damaged", &aside.to_string_lossy());
+            }
         });
         self.count(Event::Rotated);
     }

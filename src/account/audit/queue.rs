@@ -26,6 +26,10 @@ use crate::sys::clock::monotonic_ms;
 /// close, and about 6 MiB.
 pub(super) const ROOM: u64 = 16_384;
 
+/// How much of [`ROOM`] refusals may take: one client that is turned away again and again must not keep the others from being recorded, nor, where
+/// `audit.on_full` is `block`, from being served.
+pub(super) const ROOM_OF_REFUSALS: u64 = ROOM / 2;
+
 /// A write that takes longer than this is one of a sink that takes nothing.
 pub(super) const STUCK_MS: u64 = 1000;
 
@@ -79,6 +83,11 @@ impl Shared {
         since != 0 && monotonic_ms().saturating_sub(since) > STUCK_MS
     }
 
+    /// Whether sessions are refused because a queue has no room: the sink takes records, but not as fast as they come.
+    pub(super) fn is_full(&self) -> bool {
+        self.on_full == OnFull::Block && self.lanes.iter().any(|lane| lane.waiting() >= ROOM)
+    }
+
     /// Records that wait.
     pub(super) fn waiting(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.waiting()).sum()
@@ -96,6 +105,8 @@ impl Shared {
 #[repr(align(64))]
 pub(super) struct Lane {
     pushed: AtomicU64,
+    /// Refusals among them.
+    refused: AtomicU64,
     /// Dropped by the worker, by [`Event`].
     pub(super) dropped: [AtomicU64; Event::ALL.len()],
     taken: Taken,
@@ -104,17 +115,28 @@ pub(super) struct Lane {
 /// The audit thread's part, in a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Taken(AtomicU64);
+struct Taken {
+    all: AtomicU64,
+    refused: AtomicU64,
+}
 
 impl Lane {
     pub(super) fn waiting(&self) -> u64 {
-        let taken = self.taken.0.load(Acquire);
+        let taken = self.taken.all.load(Acquire);
         self.pushed.load(Acquire).saturating_sub(taken)
     }
 
-    pub(super) fn took(&self) {
-        let taken = self.taken.0.load(Relaxed);
-        self.taken.0.store(taken + 1, Release);
+    fn refusals_waiting(&self) -> u64 {
+        let taken = self.taken.refused.load(Acquire);
+        self.refused.load(Acquire).saturating_sub(taken)
+    }
+
+    pub(super) fn took(&self, event: Event) {
+        let more = |count: &AtomicU64| count.store(count.load(Relaxed) + 1, Release);
+        more(&self.taken.all);
+        if event == Event::Refused {
+            more(&self.taken.refused);
+        }
     }
 }
 
@@ -190,7 +212,9 @@ impl Scribe {
     /// A connection was turned away.
     pub fn refused(&self, refused: impl FnOnce() -> Refused) {
         let Some(pen) = &self.0 else { return };
-        if pen.has_room() {
+        if pen.has_room() && pen.lane.refusals_waiting() < ROOM_OF_REFUSALS {
+            let refusals = &pen.lane.refused;
+            refusals.store(refusals.load(Relaxed) + 1, Release);
             let (time, refused) = (now(), refused());
             pen.push(Record::Refused(RefusedRecord { time, refused }));
         } else {
@@ -302,7 +326,7 @@ impl Queues {
                 };
                 any = true;
                 let more = take(&record);
-                lane.took();
+                lane.took(record.event());
                 if !more {
                     return true;
                 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::chain::{Hash, Head, Key};
+use super::chain::{Hash, Head, Key, LAST};
 use super::record::Micros;
 
 /// The longest line that is looked at. Ours have a few hundred bytes, and one that seals a torn line a few thousand.
@@ -36,6 +36,11 @@ pub(super) struct Link<'a> {
     pub(super) chain: Option<std::borrow::Cow<'a, str>>,
     #[serde(default, borrow)]
     pub(super) sink: Option<std::borrow::Cow<'a, str>>,
+    /// The records that a start did not find.
+    #[serde(default)]
+    pub(super) missing_from: Option<u64>,
+    #[serde(default)]
+    pub(super) missing_to: Option<u64>,
     pub(super) seq: u64,
     #[serde(borrow)]
     pub(super) prev: std::borrow::Cow<'a, str>,
@@ -45,7 +50,14 @@ impl<'a> Link<'a> {
     /// What a line says; `None` where it is no record.
     pub(super) fn parse(line: &'a [u8]) -> Option<Self> {
         let link: Self = serde_json::from_slice(line).ok()?;
-        (link.seq > 0).then_some(link)
+        (1..=LAST).contains(&link.seq).then_some(link)
+    }
+
+    /// The records that a start did not find, right before this one.
+    pub(super) fn missing(&self) -> Option<(u64, u64)> {
+        let (from, to) = (self.missing_from?, self.missing_to?);
+        let fits = self.event.as_deref() == Some("started") && from <= to && to == self.seq - 1;
+        fits.then_some((from, to))
     }
 
     pub(super) fn prev(&self) -> Option<Hash> {
@@ -66,15 +78,30 @@ pub(super) enum Tail {
         /// What is behind it.
         torn: Vec<u8>,
     },
-    /// It ends with what no relay wrote. The last record before that, where one is near.
-    Damaged { head: Option<Head> },
+    /// It ends with what no relay wrote, or with records that do not fit together.
+    Damaged {
+        /// The last record, where one is near and it fits the one before.
+        head: Option<Head>,
+        /// There is a record near the end, whether it fits or not.
+        ours: bool,
+    },
 }
 
-/// Looks at the end of a file.
+/// Whether a part of a line, behind which nothing was written, may be of a relay that was killed.
+pub(super) fn may_be_ours(torn: &[u8]) -> bool {
+    torn.iter().zip(BEGIN).all(|(one, other)| one == other)
+}
+
+/// What each record begins with.
+const BEGIN: &[u8] = b"{\"time\":\"";
+
+/// Looks at the end of a file. It is believed only where its last two records fit together under the key.
 pub(super) fn tail(file: &File, key: &Key) -> io::Result<Tail> {
     let length = file.metadata()?.len();
     let mut torn = None;
-    let mut found = None;
+    // The last record, what it says of the one before, and whether that is so.
+    let mut found: Option<(Head, Option<Hash>)> = None;
+    let mut fits = true;
     let mut seen = 0;
     let mut end = 0;
     lines_backwards(file, length, |at, line| {
@@ -84,13 +111,23 @@ pub(super) fn tail(file: &File, key: &Key) -> io::Result<Tail> {
             end = at;
             return ControlFlow::Continue(());
         }
+        if let Some((_, prev)) = found {
+            fits = prev == Some(key.hash(line));
+            return ControlFlow::Break(());
+        }
         seen += 1;
-        found = Link::parse(line).map(|link| Head {
-            sequence: link.seq,
-            hash: key.hash(line),
+        let link = Link::parse(line);
+        // Where a start did not find records, the one before is missing.
+        let alone = link.as_ref().is_some_and(|link| link.missing().is_some());
+        found = link.map(|link| {
+            let head = Head {
+                sequence: link.seq,
+                hash: key.hash(line),
+            };
+            (head, link.prev())
         });
         // A damaged end is not long.
-        match found.is_some() || seen == 1000 {
+        match alone || seen == 1000 {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
@@ -99,8 +136,11 @@ pub(super) fn tail(file: &File, key: &Key) -> io::Result<Tail> {
     let too_long = torn.len() as u64 > LONGEST_TORN || length.saturating_sub(end) > LONGEST_TORN;
     Ok(match (seen, found) {
         (0, _) if !too_long => Tail::Empty { torn },
-        (1, Some(head)) if !too_long => Tail::Whole { head, end, torn },
-        (_, head) => Tail::Damaged { head },
+        (1, Some((head, _))) if fits && !too_long => Tail::Whole { head, end, torn },
+        (_, found) => Tail::Damaged {
+            head: found.map(|(head, _)| head).filter(|_| fits),
+            ours: found.is_some(),
+        },
     })
 }
 
@@ -329,14 +369,59 @@ mod tests {
                 torn: b"{\"ti".to_vec()
             }
         );
-        assert_eq!(tail_of(b"hello\n"), Tail::Damaged { head: None });
+        assert_eq!(
+            tail_of(b"hello\n"),
+            Tail::Damaged {
+                head: None,
+                ours: false
+            }
+        );
         assert_eq!(
             tail_of(&with(b"\nhello\n")),
-            Tail::Damaged { head: Some(head) }
+            Tail::Damaged {
+                head: Some(head),
+                ours: true
+            }
         );
         let zeros = vec![0; 70_000];
         let damaged = with(&[b"\n", &zeros[..]].concat());
-        assert_eq!(tail_of(&damaged), Tail::Damaged { head: Some(head) });
+        assert_eq!(
+            tail_of(&damaged),
+            Tail::Damaged {
+                head: Some(head),
+                ours: true
+            }
+        );
+    }
+
+    #[test]
+    fn an_end_is_believed_only_where_its_last_two_records_fit() {
+        let key = Key::new(b"a key of 16 bytes");
+        let record = |seq: u64, prev: &str| format!("{{\"seq\":{seq},\"prev\":\"{prev}\"}}");
+        let first = record(7, &"0".repeat(64));
+        let second = record(8, &key.hash(first.as_bytes()).to_string());
+        let content = format!("{first}\n{second}\n");
+        let tail_of = |content: &str, key: &Key| tail(&file(content.as_bytes()).2, key).unwrap();
+        assert!(matches!(tail_of(&content, &key), Tail::Whole { .. }));
+        let unfit = Tail::Damaged {
+            head: None,
+            ours: true,
+        };
+        assert_eq!(tail_of(&content, &Key::none()), unfit, "another key");
+        let changed = content.replace("\"seq\":7", "\"seq\":6");
+        assert_eq!(tail_of(&changed, &key), unfit);
+        assert_eq!(tail_of(&format!("{content}hello\n{second}\n"), &key), unfit);
+        for number in [0, i64::MAX as u64 + 1, u64::MAX] {
+            let none = tail_of(&format!("{}\n", record(number, "")), &key);
+            assert_eq!(
+                none,
+                Tail::Damaged {
+                    head: None,
+                    ours: false
+                },
+                "{number}"
+            );
+        }
     }
 
     #[test]

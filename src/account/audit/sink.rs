@@ -17,10 +17,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
+use super::chain::Key;
 use super::record::Micros;
+use super::recover::{Tail, tail};
 
 /// Who may read a trail: its owner, and a group that can be given to auditors.
 const MODE: u32 = 0o640;
+
+/// What ends the name of a file that was set aside, perhaps with a number behind it.
+const ASIDE: &str = "-damaged";
+
+/// Names that are tried for it.
+const MOST_ASIDE: u32 = 1000;
 
 /// What a pipe that says it has room takes without making us wait (pipe(7), PIPE_BUF).
 const PIPE_TAKES: usize = 4096;
@@ -60,9 +68,21 @@ pub(super) trait Sink: Debug + Send {
     }
 
     /// Whether somebody else moved or deleted the file; then a new one was begun.
-    fn follow(&mut self, _now: Micros) -> io::Result<bool> {
-        Ok(false)
+    fn follow(&mut self, _now: Micros) -> io::Result<Followed> {
+        Ok(Followed::Same)
     }
+}
+
+/// What became of a file that is looked after.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// It is where it was.
+    Same,
+    /// It was moved or deleted, and another is begun.
+    Other {
+        /// Where a file went that stood in its place and is no trail.
+        aside: Option<PathBuf>,
+    },
 }
 
 /// When a file is followed by a new one.
@@ -81,10 +101,17 @@ pub(super) struct FileSink {
     /// When its first record was written.
     began: Micros,
     rotation: Rotation,
+    key: Key,
 }
 
 impl FileSink {
-    pub(super) fn new(path: &Path, file: File, began: Micros, rotation: Rotation) -> Self {
+    pub(super) fn new(
+        path: &Path,
+        file: File,
+        began: Micros,
+        rotation: Rotation,
+        key: Key,
+    ) -> Self {
         let size = file.metadata().map_or(0, |metadata| metadata.len());
         Self {
             path: path.to_owned(),
@@ -92,6 +119,7 @@ impl FileSink {
             size,
             began,
             rotation,
+            key,
         }
     }
 
@@ -180,22 +208,32 @@ impl Sink for FileSink {
         })
     }
 
-    fn follow(&mut self, now: Micros) -> io::Result<bool> {
+    fn follow(&mut self, now: Micros) -> io::Result<Followed> {
         let ours = self.file.metadata()?;
         match fs::metadata(&self.path) {
             Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
                 self.size = ours.len(); // somebody may have copied and emptied it
-                Ok(false)
+                Ok(Followed::Same)
             }
             Ok(_) => {
                 let file = open(&self.path, false)?;
+                let is_trail = match tail(&file, &self.key)? {
+                    Tail::Empty { torn } | Tail::Whole { torn, .. } => torn.is_empty(),
+                    Tail::Damaged { .. } => false,
+                };
+                if !is_trail {
+                    // Somebody else's: nothing of ours belongs into it.
+                    let aside = Some(set_aside(&self.path, now)?);
+                    self.begin(now)?;
+                    return Ok(Followed::Other { aside });
+                }
                 self.size = file.metadata()?.len();
                 (self.file, self.began) = (file, now);
-                Ok(true)
+                Ok(Followed::Other { aside: None })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.begin(now)?;
-                Ok(true)
+                Ok(Followed::Other { aside: None })
             }
             Err(error) => Err(error),
         }
@@ -208,6 +246,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(here, from, here, to, RenameFlags::NOREPLACE) {
         // A file system that does not know the flag.
         Err(Errno::INVAL) if !to.exists() => fs::rename(from, to),
+        Err(Errno::INVAL) => Err(io::ErrorKind::AlreadyExists.into()),
         result => Ok(result?),
     }
 }
@@ -215,10 +254,20 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// Moves a file that cannot be gone on with out of the way; its new name.
 pub(super) fn set_aside(path: &Path, now: Micros) -> io::Result<PathBuf> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!("-{}-damaged", compact(now)));
-    let aside = path.with_file_name(name);
-    rename(path, &aside)?;
-    Ok(aside)
+    name.push(format!("-{}{ASIDE}", compact(now)));
+    let mut aside = path.with_file_name(&name);
+    // Several in one second.
+    for number in 2..MOST_ASIDE {
+        match rename(path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let mut name = name.clone();
+                name.push(format!("-{number}"));
+                aside = path.with_file_name(name);
+            }
+            result => return result.map(|()| aside),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// `<name>-<time>-<sequence>`: what a file is called once another has followed it.
@@ -235,6 +284,30 @@ fn compact(now: Micros) -> String {
 
 /// The files that were followed by others, the oldest first.
 pub(super) fn followed(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<(u64, PathBuf)> = beside(path)
+        .into_iter()
+        .filter_map(|(rest, path)| Some((rest.parse().ok()?, path)))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Whether a file was set aside, by its name.
+pub(super) fn is_aside(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str);
+    name.and_then(|name| name.rsplit_once(ASIDE))
+        .is_some_and(|(_, number)| is_number(number))
+}
+
+fn is_number(rest: &str) -> bool {
+    rest.is_empty()
+        || rest
+            .strip_prefix('-')
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// The files whose name is that of `path` and a time, and what is behind the time.
+fn beside(path: &Path) -> Vec<(String, PathBuf)> {
     let Some(name) = path.file_name().and_then(OsStr::to_str) else {
         return Vec::new();
     };
@@ -244,29 +317,27 @@ pub(super) fn followed(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory.unwrap_or(Path::new("."))) else {
         return Vec::new();
     };
-    let sequence = |other: &OsStr| -> Option<u64> {
+    let behind_time = |other: &OsStr| -> Option<String> {
         let rest = other.to_str()?.strip_prefix(name)?.strip_prefix('-')?;
-        let (time, sequence) = rest.split_once('-')?;
+        let (time, rest) = rest.split_once('-')?;
         let is_time = time.len() == 16 && time.ends_with('Z') && time.as_bytes()[8] == b'T';
-        is_time.then(|| sequence.parse().ok()).flatten()
+        is_time.then(|| rest.to_owned())
     };
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .flatten()
-        .filter_map(|entry| {
-            Some((
-                sequence(&entry.file_name())?,
-                path.with_file_name(entry.file_name()),
-            ))
-        })
-        .collect();
-    found.sort();
-    found.into_iter().map(|(_, path)| path).collect()
+    let found = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        Some((behind_time(&name)?, path.with_file_name(name)))
+    });
+    found.collect()
 }
 
 /// A trail's files: those that were followed by others, those that were set aside, and the one that is written to.
 #[must_use]
 pub fn files(path: &Path) -> Vec<PathBuf> {
     let mut files = followed(path);
+    let mut aside: Vec<_> = beside(path).into_iter().map(|(_, path)| path).collect();
+    aside.retain(|path| is_aside(path));
+    aside.sort();
+    files.append(&mut aside);
     files.extend(path.exists().then(|| path.to_owned()));
     files
 }

@@ -11,6 +11,7 @@ use crate::account::{Account, AccountKey, Books, CloseReason, Limits, Place};
 use crate::config::{Audit, OnFull};
 
 mod full;
+mod held;
 
 /// The longest that something is waited for which happens at once.
 const BOUND: Duration = Duration::from_secs(20);
@@ -35,8 +36,13 @@ fn about(config: &str) -> About<'_> {
 }
 
 fn start(settings: &Audit) -> (Trail, Rc<Scribe>) {
-    let (trail, scribes) = Trail::start(settings, &about("abc")).unwrap();
+    let (trail, scribes) = Trail::start(settings, &about("abc"), None).unwrap();
     (trail, Rc::new(scribes.into_iter().next().unwrap()))
+}
+
+fn start_behind(settings: &Audit, anchor: &Anchor) -> Trail {
+    let started = Trail::start(settings, &about("abc"), Some(anchor));
+    started.unwrap().0
 }
 
 /// A trail into a sink that a test has made.
@@ -51,6 +57,7 @@ fn start_with(sink: Box<dyn Sink>, on_full: OnFull, patience: Duration) -> (Trai
         head: Head::default(),
         torn: Vec::new(),
         aside: None,
+        missing: None,
         past: Past::default(),
     };
     let (trail, scribes) =
@@ -231,7 +238,7 @@ fn a_trail_goes_on_with_the_next_process() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.log");
     for config in ["abc", "abc", "def"] {
-        let (trail, _) = Trail::start(&settings(&path), &about(config)).unwrap();
+        let (trail, _) = Trail::start(&settings(&path), &about(config), None).unwrap();
         trail.config_changed(config);
         assert!(trail.end().is_some());
     }
@@ -318,11 +325,29 @@ fn a_file_that_ends_with_what_is_no_record_is_set_aside() {
         content,
         "nothing is deleted"
     );
-    let finding = verify(&[path, aside.into()], &Key::none(), &[])
-        .unwrap()
-        .finding
-        .unwrap();
+    let all = files(&path);
+    assert_eq!(all, [PathBuf::from(&aside), path.clone()]);
+    let finding = verify(&all, &Key::none(), &[]).unwrap().finding.unwrap();
     assert_eq!((finding.kind, finding.line), (Kind::Added, 3));
+}
+
+#[test]
+fn files_that_are_set_aside_in_one_second_have_names_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.log");
+    for content in ["one", "two", "three"] {
+        std::fs::write(&path, content).unwrap();
+        let aside = set_aside(&path, 0).unwrap();
+        assert_eq!(std::fs::read_to_string(aside).unwrap(), content);
+    }
+    let names: Vec<_> = files(&path);
+    let name = |end: &str| {
+        directory
+            .path()
+            .join(format!("audit.log-19700101T000000Z{end}"))
+    };
+    let expected = ["-damaged", "-damaged-2", "-damaged-3"].map(name);
+    assert_eq!(names, expected);
 }
 
 #[test]
@@ -403,7 +428,7 @@ fn two_relays_do_not_write_to_one_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.log");
     let (_trail, _) = start(&settings(&path));
-    let second = Trail::start(&settings(&path), &about("abc"));
+    let second = Trail::start(&settings(&path), &about("abc"), None);
     assert!(matches!(second, Err(TrailError::Sink { .. })), "{second:?}");
 }
 
@@ -430,12 +455,15 @@ fn a_key_makes_a_trail_that_nobody_else_can_make() {
         key_file: Some(key.clone()),
         ..settings(&path)
     };
-    let missing = Trail::start(&keyed, &about("abc"));
+    let missing = Trail::start(&keyed, &about("abc"), None);
     assert!(
         matches!(missing, Err(TrailError::Key { .. })),
         "{missing:?}"
     );
     std::fs::write(&key, "secret\n").unwrap();
+    let short = Trail::start(&keyed, &about("abc"), None);
+    assert!(matches!(short, Err(TrailError::Key { .. })), "{short:?}");
+    std::fs::write(&key, "a secret of many\n").unwrap();
     for _ in 0..2 {
         let (trail, scribe) = start(&keyed);
         scribe.refused(refused);

@@ -11,6 +11,7 @@ use toml::Spanned;
 
 use super::Builder;
 use super::findings::strip;
+use crate::account::ledger::FILE as LEDGER_FILE;
 use crate::config::file::{
     AccountsTable, AuditTable, ConsumerTable, Entries, File, Key, LedgerTable, Raw,
 };
@@ -110,7 +111,7 @@ impl Builder {
         }
     }
 
-    pub(super) fn audit(&mut self, table: &AuditTable) -> Audit {
+    pub(super) fn audit(&mut self, table: &AuditTable, state_dir: Option<&Path>) -> Audit {
         let sink = self.found.value("audit.sink", &table.sink, sink);
         let sink = sink.unwrap_or(Sink::Stdout);
         let records = [
@@ -138,6 +139,12 @@ impl Builder {
         let rotate_size = self
             .found
             .value("audit.rotate_size", &table.rotate_size, size);
+        let key_file = self
+            .found
+            .value("audit.key_file", &table.key_file, absolute_path);
+        if let Sink::File(path) = &sink {
+            self.sink_is_no_others(table, path, key_file.as_deref(), state_dir);
+        }
         Audit {
             interval: self
                 .found
@@ -148,9 +155,7 @@ impl Builder {
                 &table.on_full,
                 &[("drop", OnFull::Drop), ("block", OnFull::Block)],
             ),
-            key_file: self
-                .found
-                .value("audit.key_file", &table.key_file, absolute_path),
+            key_file,
             rotate_size: rotate_size.map_or(defaults::AUDIT_ROTATE_SIZE, |size| size as u64),
             rotate_age: self
                 .found
@@ -158,6 +163,27 @@ impl Builder {
                 .unwrap_or(Some(defaults::AUDIT_ROTATE_AGE)),
             sink,
         }
+    }
+
+    /// Records are not written into what is something else.
+    fn sink_is_no_others(
+        &mut self,
+        table: &AuditTable,
+        path: &Path,
+        key_file: Option<&Path>,
+        state_dir: Option<&Path>,
+    ) {
+        let ledger = LEDGER_FILE.as_bytes();
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let is_ledger = path.parent() == state_dir && name.starts_with(ledger);
+        let what = match key_file == Some(path) {
+            true => "it is the key_file as well",
+            false if is_ledger && state_dir.is_some() => "that is where the ledger is",
+            false => return,
+        };
+        let help = "the trail needs a file of its own: \"/var/log/tollgate/audit.jsonl\"";
+        let span = table.sink.as_ref().map(toml::Spanned::span);
+        self.found.mistake("audit.sink", what, help, span);
     }
 
     pub(super) fn endpoints(&mut self, entries: &Entries) -> Endpoints {

@@ -110,7 +110,7 @@ impl Builder {
         let admin_socket = self.admin_socket(&file.admin.socket, run_dir.as_deref());
         let accounts = self.accounts(&file.accounts);
         let ledger = self.ledger(&file.ledger);
-        let audit = self.audit(&file.audit);
+        let audit = self.audit(&file.audit, state_dir.as_deref());
         let endpoints = self.endpoints(&file.endpoint);
         let consumers = self.consumers(&file.consumer);
         let max_metric_endpoints = self.found.count(

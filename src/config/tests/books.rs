@@ -110,6 +110,16 @@ fn a_wrong_place_is_refused_with_a_right_one() {
             "audit.sink",
             "/audit.jsonl",
         ),
+        (
+            "state_dir = \"/srv/books\"\n[audit]\nsink = \"/srv/books/ledger.db-wal\"",
+            "audit.sink",
+            "a file of its own",
+        ),
+        (
+            "[audit]\nsink = \"/etc/key\"\nkey_file = \"/etc//key\"",
+            "audit.sink",
+            "a file of its own",
+        ),
         ("[audit]\nkey_file = \"k\"", "audit.key_file", "whole path"),
     ] {
         let (keys, said) = refused(&with_on_top(lines));

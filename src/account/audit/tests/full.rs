@@ -73,7 +73,7 @@ fn what_is_dropped_is_counted_and_recorded_and_a_known_session_ends_in_the_trail
     let disk = Disk::default();
     let (trail, scribe) = start_with(Box::new(disk.clone()), OnFull::Drop, BOUND);
     let account = account();
-    let known = open(&scribe, &account);
+    let mut known = open(&scribe, &account);
     wait("the disk is full", || {
         trail.status().unwrap().failing.is_some()
     });
@@ -84,11 +84,20 @@ fn what_is_dropped_is_counted_and_recorded_and_a_known_session_ends_in_the_trail
         sent += 1;
         assert!(sent < 10 * ROOM, "the queue has a bound");
     }
+    assert!(
+        trail.status().unwrap().queued <= ROOM / 2 + 1,
+        "and room for others"
+    );
+    while trail.status().unwrap().dropped < 200 {
+        known.progress(&account, facts);
+        sent += 1;
+        assert!(sent < 10 * ROOM, "the queue has a bound");
+    }
     let unknown = open(&scribe, &account);
     known.close(&account, CloseReason::Completed, facts);
     unknown.close(&account, CloseReason::Completed, facts);
     let status = trail.status().unwrap();
-    assert_eq!((status.dropped, status.blocking), (102, false));
+    assert_eq!((status.dropped, status.blocking), (202, false));
     disk.give(usize::MAX);
     assert!(trail.end().is_some());
     let records = records(&disk.content());
@@ -96,8 +105,8 @@ fn what_is_dropped_is_counted_and_recorded_and_a_known_session_ends_in_the_trail
         .iter()
         .find(|record| record["event"] == "gap")
         .unwrap();
-    assert_eq!(gap["dropped"], 102);
-    let by_event = serde_json::json!({"refused": 100, "open": 1, "close": 1});
+    assert_eq!(gap["dropped"], 202);
+    let by_event = serde_json::json!({"refused": 100, "progress": 100, "open": 1, "close": 1});
     assert_eq!(gap["dropped_by_event"], by_event);
     let closes = records
         .iter()
@@ -130,6 +139,43 @@ fn nobody_may_open_who_could_not_be_recorded_and_live_sessions_go_on() {
         events(&records),
         ["started", "open", "refused", "progress", "close", "ended"]
     );
+}
+
+#[test]
+fn refusals_leave_room_for_sessions_and_a_full_queue_is_told() {
+    for on_full in [OnFull::Block, OnFull::Drop] {
+        // Nobody takes anything, and no write fails: a sink that is slow.
+        let shared = Arc::new(Shared::new(on_full, 1));
+        let (scribe, queue) = Scribe::new(0, &shared);
+        let scribe = Rc::new(scribe);
+        (0..2 * ROOM).for_each(|_| scribe.refused(refused));
+        assert_eq!(
+            (shared.waiting(), shared.dropped()),
+            (ROOM / 2, ROOM * 3 / 2)
+        );
+        assert!(scribe.may_open(), "one noisy client");
+        assert_eq!(failing(&shared, None), None);
+        let account = account();
+        let mut entry = open(&scribe, &account);
+        while shared.waiting() < ROOM {
+            entry.progress(&account, facts);
+        }
+        let blocks = on_full == OnFull::Block;
+        assert_eq!(scribe.may_open(), !blocks);
+        let told = failing(&shared, None);
+        assert_eq!(told.is_some(), blocks, "{told:?}");
+        assert!(told.is_none_or(|told| told.contains("faster than the sink")));
+        // Room for one.
+        let queues = Queues {
+            queues: vec![queue],
+            shared: shared.clone(),
+        };
+        assert!(queues.take(|_| false));
+        assert!(scribe.may_open());
+        assert_eq!(failing(&shared, None), None);
+        scribe.refused(refused);
+        assert_eq!(shared.waiting(), ROOM, "a refusal was taken, one has room");
+    }
 }
 
 #[test]

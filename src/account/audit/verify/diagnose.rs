@@ -4,6 +4,7 @@ use std::io;
 
 use super::lines::Entry;
 use super::{Finding, Kind, Walk};
+use crate::account::audit::sink::is_aside;
 
 impl Walk {
     /// What was done where `at` does not fit what was before.
@@ -27,7 +28,13 @@ impl Walk {
         let expected = last.sequence.unwrap_or_default() + 1;
         let goes_on = ahead.iter().position(|entry| entry.follows(&last));
         let Some(sequence) = at.sequence else {
+            let aside = is_aside(self.file(&at));
             let (kind, what) = match goes_on {
+                _ if aside => (
+                    Kind::Added,
+                    "no relay wrote this line: the relay that found it set the file aside"
+                        .to_owned(),
+                ),
                 Some(_) => (Kind::Added, "a line that is no record was added".to_owned()),
                 None => (
                     Kind::Changed,

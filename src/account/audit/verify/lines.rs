@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) leaves: bool,
     /// It is what a file begins with: `started`, or the `rotated` that says what was before.
     pub(super) opens: bool,
+    /// The records before it that the process did not find when it started.
+    pub(super) missing: Option<(u64, u64)>,
 }
 
 impl Entry {
@@ -150,6 +152,7 @@ impl Lines {
                     }),
                 leaves: event == Some("rotated"),
                 opens: matches!(event, Some("started" | "rotated")),
+                missing: link.as_ref().and_then(Link::missing),
             }));
         }
     }

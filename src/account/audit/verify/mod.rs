@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use self::lines::{AROUND, Entry, Lines, named};
 use super::chain::{Hash, Head, Key};
+use super::sink::is_aside;
 
 /// What is known of a trail by others than its files: the hash of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +127,7 @@ pub fn verify(files: &[PathBuf], key: &Key, anchors: &[Known]) -> io::Result<Rep
         },
         keyed: None,
         misfit: None,
+        gap: None,
     };
     walk.run()?;
     Ok(walk.report)
@@ -176,12 +178,25 @@ struct Walk {
     keyed: Option<bool>,
     /// The first record whose anchor does not fit.
     misfit: Option<Entry>,
+    /// The first records that were missing when a process started.
+    gap: Option<Finding>,
 }
 
 impl Walk {
     fn run(&mut self) -> io::Result<()> {
+        self.walk()?;
+        // It comes before whatever else was found behind it.
+        if let Some(gap) = self.gap.take() {
+            let behind = self.report.finding.replace(gap);
+            let behind = behind.map(|finding| format!("found behind that: {finding}"));
+            self.report.notes.extend(behind);
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self) -> io::Result<()> {
         while let Some(entry) = self.lines.next()? {
-            if entry.torn.is_some() && self.is_last(&entry)? {
+            if entry.torn.is_some() && !is_aside(self.file(&entry)) && self.is_last(&entry)? {
                 self.report.torn = entry.torn;
                 break;
             }
@@ -189,6 +204,19 @@ impl Walk {
                 None => entry.sequence.is_some() && self.may_begin(&entry),
                 Some(last) => entry.follows(last) || self.another(&entry),
             };
+            // Where a start did not find records either, the rest is read on from there.
+            let gap = match self.before.back() {
+                None => entry.missing,
+                Some(last) => entry
+                    .missing
+                    .filter(|(_, to)| !fits && last.sequence <= Some(*to)),
+            };
+            if let Some((from, to)) = gap {
+                let gap = self.missing(&entry, from, to);
+                let _ = self.gap.get_or_insert(gap);
+                self.take(entry);
+                continue;
+            }
             if !fits {
                 self.report.finding = Some(self.diagnose(entry)?);
                 return Ok(());
@@ -197,6 +225,21 @@ impl Walk {
         }
         self.conclude();
         Ok(())
+    }
+
+    fn missing(&self, at: &Entry, from: u64, to: u64) -> Finding {
+        // What it says and what is here are the same, unless somebody did more.
+        let from = self.before.back().map_or(from, |last| {
+            last.sequence.map_or(from, |last| (last + 1).min(to))
+        });
+        let which = match to - from {
+            0 => format!("record {to} is missing or was changed"),
+            _ => format!("records {from} to {to} are missing"),
+        };
+        let what = format!(
+            "{which}: the relay that started here did not find what its ledger knows of. Where files were moved away, give them as well"
+        );
+        self.finding(at, Some(from), Kind::Removed, what)
     }
 
     fn is_last(&mut self, entry: &Entry) -> io::Result<bool> {
@@ -278,10 +321,15 @@ impl Walk {
                 line,
                 sequence: Some(last + 1),
                 kind: Kind::Cut,
-                what: format!(
-                    "the trail ends with record {last}, and record {behind} was anchored: records {} to {behind} and whatever followed were cut off",
-                    last + 1
-                ),
+                what: match last {
+                    0 => format!(
+                        "there are no records, and record {behind} was anchored: records 1 to {behind} and whatever followed are missing"
+                    ),
+                    _ => format!(
+                        "the trail ends with record {last}, and record {behind} was anchored: records {} to {behind} and whatever followed were cut off",
+                        last + 1
+                    ),
+                },
             });
             return;
         }
