@@ -528,6 +528,10 @@ fn the_examples_of_the_readme_are_valid() {
         routes += &format!("\n[[upstream]]\nname = {name:?}\ntargets = [\"{name}.example:443\"]\n");
     }
     assert_eq!(valid(&routes).listeners[0].routes.len(), 4);
+    let books = valid(&format!("{SHIPPED}\n{}", blocks.next().expect("the books")));
+    let named = books.endpoints.named("vpce-08d2bf15fac5001c9");
+    assert_eq!((&*named.name, &*named.tags), ("acme production", "gold eu"));
+    assert_eq!(books.consumers.entries.len(), 1);
     assert_eq!(blocks.next(), None, "each example is tried");
 }
 

@@ -186,10 +186,20 @@ fn a_log_of_killed_relays_and_several_files_is_whole() {
     let rotate = "on_full = \"block\"\nrotate_size = \"4KiB\"\n[drain]";
     booked.start = booked.start.replace("[drain]", rotate);
     let _origins = SERVICES.map(|service| Planned::start(&booked.hosts.origin, service.origin));
-    // How much a life writes at once, and so how many files there are, is a matter of time: enough lives for several.
-    for life in 0..10 {
+    let folder = booked.home.path().join("audit");
+    let written = || -> u64 {
+        let entries = fs::read_dir(&folder).unwrap();
+        let lengths = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
+        lengths.sum()
+    };
+    for life in 0..4 {
         booked = booked.killed();
+        let before = written();
         run(&booked.hosts.node, plans(100 * life, 15));
+        // A kill takes what the last 20 ms had: without this, perhaps all that this life did, and there would be one file.
+        booked
+            .relay
+            .wait_until("a file's worth of records", || written() > before + 4096);
     }
     booked
         .relay
