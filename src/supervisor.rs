@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Handle;
@@ -39,6 +40,12 @@ use crate::worker::{Door, Worker, WorkerError};
 pub use self::books::KeepError;
 use self::books::Keeping;
 use self::ports::Ports;
+
+/// Threads at once for what would keep the control thread too long: lists, the end of the trail. More waits.
+const BESIDE: usize = 8;
+
+/// How long such a thread stays when it has nothing to do. A relay that nobody asks has none.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Why the relay does not run, or ran no longer.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +103,8 @@ pub fn run(mut config: Config, dropped_lines: DroppedLines) -> Result<(), Superv
     fit_ahead(&mut config, open_files);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(BESIDE)
+        .thread_keep_alive(LINGER)
         .build()?;
     LocalSet::new().block_on(
         &runtime,
