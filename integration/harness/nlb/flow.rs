@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::io::{Errno, ioctl_fionread};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep_until, timeout},
@@ -48,7 +50,7 @@ pub(super) async fn serve(
         stream::reset(consumer);
         return;
     };
-    let connect = shared.stop.run_until_cancelled(TcpStream::connect(target));
+    let connect = shared.stop.run_until_cancelled(connect(target));
     let Some(Ok(target)) = connect.await else {
         shared.books.update(|books| books.connect_failed += 1);
         stream::reset(consumer);
@@ -70,6 +72,29 @@ pub(super) async fn serve(
         broken: Default::default(),
     };
     flow.run(header).await;
+}
+
+/// Connects. A target that was connected, sent and reset before we looked is one that was connected: what it sent can still be read, and then the
+/// reset. Asking for the socket's error, as [`TcpStream::connect`] does, would take that away.
+async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let domain = Domain::for_address(target);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    let has_bytes = || ioctl_fionread(&stream).is_ok_and(|bytes| bytes > 0);
+    if stream.peer_addr().is_ok() || has_bytes() {
+        return Ok(stream);
+    }
+    Err(stream
+        .take_error()?
+        .unwrap_or(io::ErrorKind::NotConnected.into()))
 }
 
 /// Counts a connection out, however it ends.
