@@ -14,7 +14,7 @@ use crate::{
     harness::{
         ledger::{self, Sums},
         origin::{Manner as Origins, Origin},
-        relay::{Home, Relay, Start},
+        relay::{Home, Mounted, Relay, Start},
     },
     scenarios::world::Hosts,
 };
@@ -104,6 +104,21 @@ impl Faulty {
         close(node, open(node, &endpoint_id(endpoint), bytes));
     }
 
+    /// A relay that has booked one session of 1,000 bytes and cannot book 200 more: the disk is full, and the ledger would have to grow.
+    #[track_caller]
+    fn full_disk(&self) -> (Mounted, Relay) {
+        let disk = self.home.mount("state", "size=2m");
+        let relay = self.relay();
+        self.session(1, 1000);
+        self.wait_booked(&relay, 1, 1000);
+        disk.fill();
+        for endpoint in 0..200 {
+            self.session(endpoint, 1000);
+        }
+        wait_failing(&relay);
+        (disk, relay)
+    }
+
     /// What the ledger has.
     #[track_caller]
     fn total(&self) -> Sums {
@@ -138,16 +153,7 @@ fn wait_failing(relay: &Relay) {
 
 fn full_disk_under_the_ledger_stops_no_byte_and_loses_none() {
     let faulty = Faulty::new("ledger-full", "");
-    let disk = faulty.home.mount("state", "size=2m");
-    let relay = faulty.relay();
-    faulty.session(1, 1000);
-    faulty.wait_booked(&relay, 1, 1000);
-    disk.fill();
-    // Enough accounts that the ledger must grow.
-    for endpoint in 0..200 {
-        faulty.session(endpoint, 1000);
-    }
-    wait_failing(&relay);
+    let (disk, relay) = faulty.full_disk();
     faulty.session(1, 5_000_000);
     // A report has to do without the last of it, and the relay lives.
     assert_eq!(relay.get("/healthz").0, 200);
@@ -162,15 +168,7 @@ fn full_disk_under_the_ledger_stops_no_byte_and_loses_none() {
 
 fn killed_over_a_full_disk_it_books_from_memory_when_there_is_room() {
     let faulty = Faulty::new("ledger-full-kill", "");
-    let disk = faulty.home.mount("state", "size=2m");
-    let relay = faulty.relay();
-    faulty.session(1, 1000);
-    faulty.wait_booked(&relay, 1, 1000);
-    disk.fill();
-    for endpoint in 0..200 {
-        faulty.session(endpoint, 1000);
-    }
-    wait_failing(&relay);
+    let (disk, relay) = faulty.full_disk();
     relay.kill();
     drop(relay);
     // It begins where there is still no room, adds something, and is killed once more.

@@ -135,6 +135,18 @@ async fn a_damaged_ledger_is_set_aside_at_the_start_and_nothing_is_booked_twice(
     }
 }
 
+/// Takes up the log of changes, which would hide what happens to the file, and overwrites every page but the first. Returns the file's
+/// length.
+fn damage_all_but_the_head(path: &Path) -> usize {
+    let other = rusqlite::Connection::open(path).unwrap();
+    let take_up = "PRAGMA wal_checkpoint(TRUNCATE)";
+    other.query_row(take_up, [], |_| Ok(())).unwrap();
+    drop(other);
+    let length = usize::try_from(fs::metadata(path).unwrap().len()).unwrap();
+    damage(path, 4096, length - 4096);
+    length
+}
+
 #[tokio::test]
 async fn a_ledger_that_is_damaged_while_it_is_used_is_set_aside_and_counting_goes_on() {
     let here = Here::new();
@@ -144,13 +156,7 @@ async fn a_ledger_that_is_damaged_while_it_is_used_is_set_aside_and_counting_goe
         session(&books, &format!("vpce-{n}"), 100);
     }
     ledger.book_now().await.unwrap();
-    // What is in the log of changes would hide what happens to the file.
-    let other = rusqlite::Connection::open(here.path()).unwrap();
-    let take_up = "PRAGMA wal_checkpoint(TRUNCATE)";
-    other.query_row(take_up, [], |_| Ok(())).unwrap();
-    drop(other);
-    let length = usize::try_from(fs::metadata(here.path()).unwrap().len()).unwrap();
-    damage(&here.path(), 4096, length - 4096);
+    let length = damage_all_but_the_head(&here.path());
     session(&books, "vpce-0", 7);
     // The pages that it remembers may do for a while; new accounts need others.
     for n in 50..90 {
@@ -265,12 +271,7 @@ async fn a_ledger_that_does_not_read_back_at_the_end_costs_no_counters() {
         session(&books, &format!("vpce-{n}"), 100);
     }
     ledger.book_now().await.unwrap();
-    let other = rusqlite::Connection::open(here.path()).unwrap();
-    let take_up = "PRAGMA wal_checkpoint(TRUNCATE)";
-    other.query_row(take_up, [], |_| Ok(())).unwrap();
-    drop(other);
-    let length = usize::try_from(fs::metadata(here.path()).unwrap().len()).unwrap();
-    damage(&here.path(), 4096, length - 4096);
+    damage_all_but_the_head(&here.path());
     ledger.end().await.unwrap();
     assert_eq!(ledger.status().set_aside.len(), 1);
     let kept = fs::read_dir(here.run_dir()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::Mutex;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -194,18 +194,24 @@ async fn accounts_that_are_booked_may_leave_memory_and_come_back() {
     assert_eq!(total(&ledger).await, (6, 6, 33));
 }
 
-#[tokio::test]
-async fn those_who_ask_at_once_are_answered_by_few_bookings() {
-    let here = Here::new();
-    let books = here.books();
+/// A head that tells when it is asked, and answers once the last is dropped: a booking stands still for as long.
+fn stuck_head() -> (Head, Receiver<()>, Sender<()>) {
     let (enter, entered) = channel();
     let (leave, left) = channel::<()>();
     let left = Mutex::new(left);
-    let head: Head = Box::new(move || {
+    let head = Box::new(move || {
         let _ = enter.send(());
         let _ = left.lock().unwrap().recv();
         None
     });
+    (head, entered, leave)
+}
+
+#[tokio::test]
+async fn those_who_ask_at_once_are_answered_by_few_bookings() {
+    let here = Here::new();
+    let books = here.books();
+    let (head, entered, leave) = stuck_head();
     let ledger = Ledger::start(here.settings(), books, Vec::new(), head).unwrap();
     entered.recv().unwrap(); // the first booking, by itself
     let ledger = &ledger;
@@ -223,14 +229,7 @@ async fn those_who_ask_at_once_are_answered_by_few_bookings() {
 async fn a_disk_that_does_not_answer_keeps_nobody_waiting_for_ever() {
     let here = Here::new();
     let books = here.books();
-    let (enter, entered) = channel();
-    let (leave, left) = channel::<()>();
-    let left = Mutex::new(left);
-    let head: Head = Box::new(move || {
-        let _ = enter.send(());
-        let _ = left.lock().unwrap().recv();
-        None
-    });
+    let (head, entered, leave) = stuck_head();
     let ledger = Ledger::start(here.settings(), books.clone(), Vec::new(), head).unwrap();
     entered.recv().unwrap();
     session(&books, "vpce-1", 100);
