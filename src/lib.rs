@@ -35,6 +35,7 @@ pub mod drain;
 pub mod glob;
 pub mod leg;
 pub mod listener;
+pub mod orders;
 pub mod peek;
 pub mod proxy_protocol;
 pub mod reactor;

@@ -1,6 +1,7 @@
 //! The control thread: binds, starts the workers, resolves names, answers the admin port, hears signals and ends it all.
 
 mod books;
+mod conduct;
 mod ports;
 
 use std::collections::BTreeMap;
@@ -14,19 +15,19 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
 use crate::admin::{Booking, Room, Top, View};
 use crate::config::{Config, Host};
-use crate::drain::{Phase, Signal};
+use crate::drain::Phase;
 use crate::leg::{self, Refused};
 use crate::listener::{bind, claim};
+use crate::orders::Orders;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
@@ -39,6 +40,7 @@ use crate::worker::{Door, Worker, WorkerError};
 
 pub use self::books::KeepError;
 use self::books::Keeping;
+use self::conduct::{Signals, conduct};
 use self::ports::Ports;
 
 /// Threads at once for what would keep the control thread too long: lists, the end of the trail. More waits.
@@ -254,7 +256,9 @@ async fn relay(
         .for_each(|room| room.keep_half_for_sessions(fit));
     descriptors.add_permits(fit);
     ready.store(true, Ordering::Relaxed);
+    let (orders, mut given) = Orders::new();
     ports.serve(View {
+        orders,
         books: books.clone(),
         upstreams: upstreams.clone(),
         rooms,
@@ -268,42 +272,14 @@ async fn relay(
         began: Instant::now(),
     });
     systemd::ready(config.listeners.len());
-    conduct(config, &phase_sender, signals, &mut workers_said).await
-}
-
-/// Waits for signals and moves through the phases until every worker has ended.
-async fn conduct(
-    config: &Config,
-    phase: &watch::Sender<Phase>,
-    signals: &mut Signals,
-    workers: &mut mpsc::UnboundedReceiver<Said>,
-) -> Result<(), SupervisorError> {
-    let mut timer: Option<(Instant, Phase)> = None;
-    loop {
-        let next = tokio::select! {
-            signal = signals.next() => signal.leads_to(*phase.borrow()),
-            () = until(timer) => timer.map_or(Phase::Over, |(_, next)| next),
-            said = workers.recv() => match said {
-                Some(Said::Started | Said::Ended(Ok(()))) => continue,
-                Some(Said::Ended(Err(error))) => return Err(error),
-                None => break, // all workers have ended
-            },
-        };
-        timer = next
-            .then(&config.drain)
-            .map(|(after, then)| (Instant::now() + after, then));
-        phase.send_replace(next);
-        systemd::phase(next);
-        info!(phase = next.name(), accept_for = ?config.drain.accept_for, deadline = ?config.drain.deadline, "on the way out");
-    }
-    Ok(())
-}
-
-async fn until(timer: Option<(Instant, Phase)>) {
-    match timer {
-        Some((at, _)) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
+    conduct(
+        config,
+        &phase_sender,
+        signals,
+        &mut workers_said,
+        &mut given,
+    )
+    .await
 }
 
 /// Binds every address for every worker, before any thread starts: an address in use ends the process, not a worker.
@@ -489,25 +465,4 @@ fn start_workers<T>(
             .spawn(work)?;
     }
     Ok(said)
-}
-
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::Terminate,
-            _ = self.interrupt.recv() => Signal::Interrupt,
-        }
-    }
 }

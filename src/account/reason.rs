@@ -62,6 +62,8 @@ counted_by! {
         Error = "error",
         /// The process that relayed it was killed.
         Crashed = "crashed",
+        /// Its endpoint was denied while it was open, and `on_deny` is `close`.
+        Denied = "denied",
     }
 }
 
@@ -78,6 +80,14 @@ counted_by! {
         Draining = "draining",
         /// It could not be recorded, and `audit.on_full` is `block`.
         Audit = "audit",
+        /// Its endpoint is denied.
+        Policy = "policy",
+        /// Its endpoint has `max_sessions`.
+        EndpointLimit = "endpoint_limit",
+        /// The relay has `[limits] max_sessions`.
+        GlobalLimit = "global_limit",
+        /// More than `sessions_per_second` of the endpoint, the listener or the relay.
+        Rate = "rate",
     }
 }
 

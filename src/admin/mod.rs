@@ -10,6 +10,7 @@ mod family;
 pub mod health;
 mod http;
 mod metrics;
+mod orders;
 pub mod query;
 mod socket;
 mod status;
@@ -31,6 +32,7 @@ use tracing::warn;
 
 use crate::account::Books;
 use crate::config::Endpoints;
+use crate::orders::Orders;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
 use crate::upstream::Upstream;
@@ -55,6 +57,8 @@ const REST: Duration = Duration::from_millis(100);
 /// What the admin side can see.
 #[derive(Debug)]
 pub struct View {
+    /// Takes what the relay is told to do; only the socket gives orders.
+    pub orders: Orders,
     /// The books.
     pub books: Arc<Books>,
     /// The upstreams, in the order of the configuration.

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::endpoints::connected;
 use super::http::{self, Answer, Json, Requests, Text};
-use super::{View, query, serve_each};
+use super::{View, orders, query, serve_each};
 use crate::account::ledger::{AskError, Kind, Ledger, Query};
 
 /// How long one is waited for who may listen there already.
@@ -145,6 +145,9 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
         ("/usage/export", &Method::POST) if caller.trusted => {
             export(&view, request.uri.query()).await
         }
+        (orders::RELOAD | orders::DRAIN | orders::UNDRAIN, &Method::POST) => {
+            orders::carry_out(&view, caller.trusted, path, request.uri.query()).await
+        }
         ("/usage/export", &Method::POST) => {
             let why = "only root and the relay's own user may export: what was exported is not exported again\n";
             Err(Text(StatusCode::FORBIDDEN, why.to_owned()))
@@ -154,7 +157,7 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
     answered.unwrap_or_else(Answer::from)
 }
 
-type Answered = Result<Answer, Text>;
+pub(super) type Answered = Result<Answer, Text>;
 
 /// What was used, up to this moment.
 async fn usage(view: &Arc<View>, query: Option<&str>) -> Answered {
@@ -228,12 +231,12 @@ fn refused(error: AskError) -> Text {
     Text(status, format!("{error}\n"))
 }
 
-fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, Text> {
+pub(super) fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, Text> {
     let malformed = || nonsense("what is behind the question mark is malformed");
     query::decode(query.unwrap_or_default()).ok_or_else(malformed)
 }
 
-fn nonsense(what: &str) -> Text {
+pub(super) fn nonsense(what: &str) -> Text {
     Text(StatusCode::BAD_REQUEST, format!("{what}\n"))
 }
 

@@ -77,6 +77,8 @@ impl Client {
             code: match status {
                 400 | 405 => ExitCode::Usage,
                 403 => ExitCode::Permission,
+                422 => ExitCode::Config,
+                424 => ExitCode::NoConfig,
                 500 => ExitCode::Internal,
                 _ => ExitCode::Unavailable,
             },
