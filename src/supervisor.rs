@@ -24,7 +24,7 @@ use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
 use crate::admin::{Booking, Room, Top, View};
 use crate::config::{Config, Host};
-use crate::drain::Phase;
+use crate::drain::Stand;
 use crate::leg::{self, Refused};
 use crate::listener::{bind, claim};
 use crate::orders::Orders;
@@ -40,7 +40,7 @@ use crate::worker::{Door, Worker, WorkerError};
 
 pub use self::books::KeepError;
 use self::books::Keeping;
-use self::conduct::{Signals, conduct};
+use self::conduct::{Census, Scene, Signals, conduct};
 use self::ports::Ports;
 
 /// Threads at once for what would keep the control thread too long: lists, the end of the trail. More waits.
@@ -90,6 +90,12 @@ pub enum SupervisorError {
     /// A worker failed. The process cannot go on with a share of its listeners dead.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// A worker does not end.
+    #[error("a worker has not ended {after:.1?} after it was told to; please report")]
+    Stuck {
+        /// How long it had.
+        after: Duration,
+    },
     /// A worker panicked.
     #[error("a worker panicked; the message is above")]
     Panicked,
@@ -192,8 +198,10 @@ async fn supervise(
     .await;
     match &ended {
         // Other workers still count: their counters are booked by the next process, their sessions closed as crashed.
-        Err(SupervisorError::Worker(_) | SupervisorError::Panicked) => {}
-        _ => keeping.end().await,
+        Err(
+            SupervisorError::Worker(_) | SupervisorError::Panicked | SupervisorError::Stuck { .. },
+        ) => {}
+        _ => systemd::with_more_time(keeping.end()).await,
     }
     if ended.is_ok() {
         info!("ended");
@@ -217,10 +225,10 @@ async fn relay(
     let books = &keeping.books;
     let workers = config.workers.get();
     let consumers = Arc::new(config.consumers.clone());
-    let (phase_sender, phase) = watch::channel(Phase::default());
+    let (stand_sender, stand) = watch::channel(Stand::serving(Instant::now().into_std()));
     let needed = config.fail_without.iter();
     let readiness = Readiness {
-        phase,
+        stand,
         needed: needed.map(|index| upstreams[*index].clone()).collect(),
         booking: Booking {
             ledger: keeping.ledger.clone(),
@@ -257,6 +265,15 @@ async fn relay(
     descriptors.add_permits(fit);
     ready.store(true, Ordering::Relaxed);
     let (orders, mut given) = Orders::new();
+    let (seen, all) = (rooms.clone(), spread.clone());
+    let census = || {
+        let pending = seen.iter().map(Room::taken_pending).sum();
+        Census {
+            sessions: all.all_open().saturating_sub(pending),
+            pending,
+            listeners: seen.len(),
+        }
+    };
     ports.serve(View {
         orders,
         books: books.clone(),
@@ -271,15 +288,14 @@ async fn relay(
         endpoints: config.endpoints.clone(),
         began: Instant::now(),
     });
-    systemd::ready(config.listeners.len());
-    conduct(
-        config,
-        &phase_sender,
-        signals,
-        &mut workers_said,
-        &mut given,
-    )
-    .await
+    let words = stand_sender.borrow().words(0, config.listeners.len());
+    systemd::ready(&words);
+    let scene = Scene {
+        drain: &|| config.drain.clone(),
+        census: &census,
+        stand: &stand_sender,
+    };
+    conduct(&scene, signals, &mut workers_said, &mut given).await
 }
 
 /// Binds every address for every worker, before any thread starts: an address in use ends the process, not a worker.
