@@ -29,6 +29,7 @@ use crate::leg::{self, Refused};
 use crate::listener::{bind, claim};
 use crate::orders::Orders;
 use crate::places::Places;
+use crate::pulse::Pulse;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
@@ -241,8 +242,11 @@ async fn relay(
     let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
-    let doors = doors.into_iter().zip(passed).zip(scribes);
-    let mut workers_said = start_workers(doors, |index, ((doors, passed), scribe)| Worker {
+    let watchdog = systemd::watchdog();
+    let (pulse, hearts) = Pulse::new(workers);
+    let hearts = hearts.into_iter().map(|heart| watchdog.map(|_| heart));
+    let doors = doors.into_iter().zip(passed).zip(scribes).zip(hearts);
+    let mut workers_said = start_workers(doors, |index, (((doors, passed), scribe), heart)| Worker {
         index,
         control: Handle::current(),
         config: config.clone(),
@@ -256,6 +260,7 @@ async fn relay(
         descriptors: descriptors.clone(),
         ready: ready.clone(),
         passed,
+        heart,
         readiness: readiness.clone(),
     })?;
     all_started(&mut workers_said, workers).await?;
@@ -289,6 +294,9 @@ async fn relay(
         endpoints: config.endpoints.clone(),
         began: Instant::now(),
     });
+    if let Some(within) = watchdog {
+        spawn_local(pulse.tell(within));
+    }
     let words = stand_sender.borrow().words(0, config.listeners.len());
     systemd::ready(&words);
     let scene = Scene {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinError, JoinHandle, LocalSet};
+use tokio::task::{JoinError, JoinHandle, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -30,6 +30,7 @@ use crate::config::{self, Config, Consumers, SendProxy};
 use crate::drain::{Notice, Phase, Stand};
 use crate::listener::{accept_loop, receive_loop};
 use crate::places::Places;
+use crate::pulse::Heart;
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::{Engine, Review};
 use crate::relay::pipes::Budget;
@@ -70,6 +71,8 @@ pub struct Worker {
     pub ready: Arc<AtomicBool>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
+    /// Answers for it where a watchdog wants to know that it turns.
+    pub heart: Option<Heart>,
     /// How far the process is on its way out, and whether it should get traffic.
     pub readiness: Readiness,
 }
@@ -184,6 +187,9 @@ impl Worker {
             sessions.clone(),
             stop.clone(),
         ));
+        if let Some(heart) = self.heart.take() {
+            spawn_local(heart.beat()); // to its very end
+        }
         started();
         let mut stand = self.readiness.stand.clone();
         follow(&mut stand, &engine, &notice).await;

@@ -141,7 +141,7 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
             Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
         ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,
-        (orders::DRAIN, &(Method::GET | Method::HEAD)) => {
+        ("/phase", &(Method::GET | Method::HEAD)) => {
             Ok(Json(super::status::drain(&view)).into())
         }
         ("/anchor", &(Method::GET | Method::HEAD)) => anchor(&view),
