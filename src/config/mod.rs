@@ -7,6 +7,7 @@
 mod addresses;
 mod books;
 mod build;
+mod changes;
 pub mod defaults;
 mod directories;
 mod error;
@@ -33,6 +34,7 @@ use ipnet::IpNet;
 pub use books::{
     Accounts, Audit, Consumer, Consumers, EndpointEntry, Endpoints, Ledger, Named, OnFull, Sink,
 };
+pub use changes::{Change, changes};
 pub use directories::{ADMIN_SOCKET, Directories};
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
