@@ -37,6 +37,7 @@ pub mod leg;
 pub mod listener;
 pub mod orders;
 pub mod peek;
+pub mod places;
 pub mod proxy_protocol;
 pub mod reactor;
 pub mod relay;
