@@ -125,6 +125,7 @@ impl Config {
             session: _,
             resolver: _,
             digest: _,
+            limits: _,
             endpoints: _,
             consumers: _,
             listeners: _,

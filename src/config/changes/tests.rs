@@ -66,10 +66,29 @@ on_full = "block"
 key_file = "/e"
 rotate_size = "1MiB"
 rotate_age = "off"
+[limits]
+max_sessions = 1
+sessions_per_second = 2
+sessions_burst = 3
+on_limit = "wait"
+wait_for = "1s"
+max_waiting = 4
 [endpoint."vpce-1"]
 name = "a\u202e\"b"
 account = "c"
 tags = ["d", "e"]
+deny = false
+on_deny = "close"
+max_sessions = 1
+sessions_per_second = 2
+sessions_burst = 3
+bytes_per_second_to_upstream = "1MiB"
+bytes_per_second_to_client = "off"
+max_age = "1h"
+idle_timeout = "off"
+on_limit = "wait"
+wait_for = "1s"
+max_waiting = 4
 [[consumer]]
 name = "batch"
 networks = ["10.1.0.0/16"]
@@ -90,6 +109,11 @@ first_byte_timeout = "1s"
 header_timeout = "1s"
 max_pending = 1
 max_sessions = 1
+sessions_per_second = 2
+sessions_burst = 3
+on_limit = "wait"
+wait_for = "1s"
+max_waiting = 4
 session = { idle_timeout = "off" }
 socket = { preset = "wan", congestion = "cubic" }
 [[upstream]]
@@ -173,8 +197,8 @@ fn every_key_is_seen() {
             "{key}"
         );
     }
-    // Three of an endpoint that came are one change; one stays; three go: upstream, and the words for no health and nothing ahead.
-    assert_eq!(found.len(), after.len() - 3 + 1 - 1 + 3, "{found:#?}");
+    // What an endpoint that came has is one change; one stays; three go: upstream, and the words for no health and nothing ahead.
+    assert_eq!(found.len(), after.len() - 15 + 1 - 1 + 3, "{found:#?}");
 }
 
 #[test]
@@ -184,7 +208,8 @@ fn values_are_said_as_they_are_written() {
         "drain.deadline: \"5m\" → \"2s\"",
         "workers: ",
         "session.max_age: \"off\" → \"1h 30m\"",
-        "endpoint.\"vpce-1\": - → { name = \"a\\U0000202E\\\"b\", account = \"c\", tags = [\"d\", \"e\"] }",
+        "endpoint.\"vpce-1\": - → { name = \"a\\U0000202E\\\"b\", account = \"c\", tags = [\"d\", \"e\"], deny = false, on_deny = \"close\", max_sessions = 1, sessions_per_second = 2, sessions_burst = 3, \
+         bytes_per_second_to_upstream = \"1MiB\", bytes_per_second_to_client = \"off\", max_age = \"1h\", idle_timeout = \"off\", on_limit = \"wait\", wait_for = \"1s\", max_waiting = 4 }",
         "consumer.batch: - → { networks = [\"10.1.0.0/16\"] }, { networks = [\"10.2.0.0/16\"], endpoints = [\"vpce-1\"] }",
         "listener.ingest.bind: \"0.0.0.0:8443\" → [\"0.0.0.0:8443\", \"[::1]:8444\"]",
         "listener.ingest.upstream: \"cp\" → -",

@@ -1,16 +1,17 @@
 //! A configuration as lines, each a key and its value, the defaults included. Every struct is taken apart whole, so that a new key has to be
 //! thought of here.
 
-use std::collections::{BTreeMap, HashMap};
+mod endpoints;
+mod upstream;
+
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::HealthPort;
 use super::texts::{age, bound, list, or_off, path, peers, shown, size, table, text, time};
 use crate::config::{
-    Accounts, Ahead, Audit, Balance, Check, CloseWith, Config, Consumers, CrcPolicy, Drain, Eject,
-    EndpointEntry, Failover, Family, HealthCheck, Ledger, Listener, Log, LogFormat, OnFull,
-    OnVanish, ProxyProtocol, Relay, RelayMode, Resolver, Route, SendProxy, SessionKeys, Sink,
-    SocketOptions, Target, Upstream,
+    Accounts, Audit, CloseWith, Config, CrcPolicy, Drain, Family, Ledger, Listener, Log, LogFormat,
+    OnFull, ProxyProtocol, Relay, RelayMode, Resolver, Route, SessionKeys, Sink, SocketOptions,
 };
 
 /// One key in force.
@@ -149,6 +150,7 @@ impl Lines {
             endpoints,
             consumers,
             max_metric_endpoints,
+            limits,
             listeners,
             upstreams,
         } = config;
@@ -187,6 +189,7 @@ impl Lines {
             lines.ledger(ledger);
             lines.audit(audit);
         });
+        self.limits(limits);
         for entry in &endpoints.entries {
             self.endpoint(entry);
         }
@@ -351,51 +354,6 @@ impl Lines {
         self.put("audit.rotate_age", or_off(*rotate_age, age));
     }
 
-    fn endpoint(&mut self, entry: &EndpointEntry) {
-        let EndpointEntry {
-            pattern,
-            name,
-            account,
-            tags,
-        } = entry;
-        self.named("endpoint", &text(pattern), |lines| {
-            lines.put_if("name", name.as_deref().map(text));
-            lines.put_if("account", account.as_deref().map(text));
-            lines.put_if(
-                "tags",
-                tags.as_ref().map(|tags| list(tags, |tag| text(tag))),
-            );
-        });
-    }
-
-    /// A line for each name, which may stand in the file several times.
-    fn consumers(&mut self, consumers: &Consumers) {
-        let mut named: BTreeMap<_, BTreeMap<_, Vec<_>>> = BTreeMap::new();
-        for crate::config::Consumer {
-            name,
-            endpoints,
-            network,
-        } in &consumers.entries
-        {
-            let through = named.entry(name).or_default();
-            through.entry(endpoints).or_default().push(network);
-        }
-        for (name, through) in named {
-            let tables = through.into_iter().map(|(endpoints, networks)| {
-                let some = Some(endpoints).filter(|endpoints| !endpoints.is_empty());
-                table([
-                    ("networks", Some(list(&networks, |network| shown(*network)))),
-                    (
-                        "endpoints",
-                        some.map(|some| list(some, |endpoint| text(endpoint))),
-                    ),
-                ])
-            });
-            let tables: Vec<String> = tables.collect();
-            self.put(&format!("consumer.{}", key(name)), tables.join(", "));
-        }
-    }
-
     fn listener(&mut self, listener: &Listener, name_of: &dyn Fn(&usize) -> String) {
         let Listener {
             name: _,
@@ -412,6 +370,8 @@ impl Lines {
             header_timeout,
             max_pending,
             max_sessions,
+            rate,
+            on_limit,
             session,
             socket,
         } = listener;
@@ -448,146 +408,11 @@ impl Lines {
         self.put("header_timeout", time(*header_timeout));
         self.put("max_pending", max_pending.to_string());
         self.put("max_sessions", max_sessions.to_string());
+        self.rate(rate.as_ref());
+        let waiting = self.on_limit(on_limit);
+        self.put_if("max_waiting", waiting.map(|n| n.to_string()));
         self.session(session);
         self.socket(socket);
-    }
-
-    fn upstream(&mut self, upstream: &Upstream) {
-        let Upstream {
-            name: _,
-            targets,
-            connect_timeout,
-            connect_deadline,
-            min_ttl,
-            max_ttl,
-            stale_for,
-            allow_addresses,
-            session,
-            balance,
-            next_try_after,
-            retry_budget,
-            on_vanish,
-            vanish_deadline,
-            vanish_spread,
-            failover,
-            eject,
-            slow_start,
-            health,
-            ahead,
-            proxy_protocol,
-            socket,
-        } = upstream;
-        self.put("targets", list(targets, target_text));
-        self.put("connect_timeout", time(*connect_timeout));
-        self.put("connect_deadline", time(*connect_deadline));
-        self.put("min_ttl", time(*min_ttl));
-        self.put("max_ttl", time(*max_ttl));
-        self.put("stale_for", stale_for.map_or_else(|| text("forever"), time));
-        if !allow_addresses.is_empty() {
-            self.put("allow_addresses", list(allow_addresses, shown));
-        }
-        self.put(
-            "balance",
-            text(match balance {
-                Balance::LeastSessions => "least_sessions",
-                Balance::RoundRobin => "round_robin",
-                Balance::Weighted => "weighted",
-                Balance::Rendezvous => "rendezvous",
-            }),
-        );
-        self.put("next_try_after", time(*next_try_after));
-        self.put("retry_budget", retry_budget.to_string());
-        self.put(
-            "on_vanish",
-            text(match on_vanish {
-                OnVanish::Keep => "keep",
-                OnVanish::Drain => "drain",
-                OnVanish::Close => "close",
-            }),
-        );
-        self.put("vanish_deadline", time(*vanish_deadline));
-        self.put("vanish_spread", time(*vanish_spread));
-        self.failing(failover, eject);
-        self.put("slow_start", or_off(*slow_start, time));
-        match health {
-            Some(health) => self.health(health),
-            None => self.put("health", text("off")),
-        }
-        match ahead {
-            Some(Ahead { min, max, max_age }) => {
-                self.put("ahead.min", min.to_string());
-                self.put("ahead.max", max.to_string());
-                self.put("ahead.max_age", time(*max_age));
-            }
-            None => self.put("ahead", text("off")),
-        }
-        self.put(
-            "proxy_protocol",
-            text(match proxy_protocol {
-                SendProxy::Off => "off",
-                SendProxy::V1 => "v1",
-                SendProxy::V2 => "v2",
-            }),
-        );
-        self.session(session);
-        self.socket(socket);
-    }
-
-    fn failing(&mut self, failover: &Failover, eject: &Eject) {
-        let Failover {
-            below,
-            back_above,
-            back_after,
-            max_age,
-        } = failover;
-        self.put("failover.below", below.to_string());
-        self.put("failover.back_above", back_above.to_string());
-        self.put("failover.back_after", time(*back_after));
-        self.put("failover.max_age", or_off(*max_age, time));
-        let Eject {
-            after,
-            pause,
-            longest,
-            panic_below,
-        } = eject;
-        self.put("eject.after", or_off(*after, |n| n.to_string()));
-        self.put("eject.pause", time(*pause));
-        self.put("eject.longest", time(*longest));
-        self.put("eject.panic_below", panic_below.to_string());
-    }
-
-    fn health(&mut self, health: &HealthCheck) {
-        let HealthCheck {
-            check,
-            interval,
-            timeout,
-            rise,
-            fall,
-            port,
-        } = health;
-        self.within("health", |lines| {
-            let bytes = |bytes: &[u8]| text(&String::from_utf8_lossy(bytes));
-            match check {
-                Check::Tcp => lines.put("check", text("tcp")),
-                Check::Exchange { send, expect } => {
-                    lines.put("check", text("exchange"));
-                    lines.put("send", bytes(send));
-                    lines.put("expect", bytes(expect));
-                }
-                Check::Http { path, host, status } => {
-                    lines.put("check", text("http"));
-                    lines.put("path", text(path));
-                    lines.put_if("host", host.as_deref().map(text));
-                    let (low, high) = status;
-                    lines.put("status", text(&format!("{low}-{high}")));
-                }
-            }
-            lines.put("interval", time(*interval));
-            lines.put("timeout", time(*timeout));
-            lines.put("rise", rise.to_string());
-            lines.put("fall", fall.to_string());
-            lines.put_if("port", port.map(|port| port.to_string()));
-        });
     }
 
     /// `socket`, as far as it is there.
@@ -626,26 +451,6 @@ fn route_text(route: &Route, name_of: &dyn Fn(&usize) -> String) -> String {
         ("host", host.as_deref().map(text)),
         ("upstream", Some(name_of(upstream))),
     ])
-}
-
-fn target_text(target: &Target) -> String {
-    let Target {
-        host: _,
-        port: _,
-        priority,
-        weight,
-    } = target; // host and port are how it shows itself
-    match (priority, weight) {
-        (0, 1) => shown(target),
-        _ => table([
-            ("target", Some(shown(target))),
-            (
-                "priority",
-                Some(priority.to_string()).filter(|_| *priority != 0),
-            ),
-            ("weight", Some(weight.to_string()).filter(|_| *weight != 1)),
-        ]),
-    }
 }
 
 /// A name as part of a key.
