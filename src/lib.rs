@@ -37,6 +37,8 @@ pub mod leg;
 pub mod listener;
 pub mod orders;
 pub mod peek;
+pub mod places;
+pub mod policy;
 pub mod proxy_protocol;
 pub mod reactor;
 pub mod relay;

@@ -27,6 +27,7 @@ use crate::config::{self, Consumers, ProxyProtocol, SendProxy, SessionLimits};
 use crate::leg;
 use crate::peek::read::peek;
 use crate::peek::{Name, Seen};
+use crate::places::Places;
 use crate::proxy_protocol::decode::Rules;
 use crate::proxy_protocol::header::{Addresses, Command, DIRECT, HeaderError};
 use crate::proxy_protocol::identity::Identity;
@@ -74,7 +75,7 @@ pub struct Entrance {
     /// How many connections each worker has.
     pub spread: Arc<Spread>,
     /// `max_sessions`, shared with the other workers.
-    pub places: Arc<Semaphore>,
+    pub places: Arc<Places>,
     /// Room for connections of the whole process: two descriptors each.
     pub descriptors: Arc<Semaphore>,
     /// The process is ready and connections are taken: before that there are no descriptors to be had, and none are missing.
@@ -169,7 +170,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     };
     drop(ticket);
     let whose = entrance.whose(&arrival, Some(&way));
-    let Ok(permit) = entrance.places.clone().try_acquire_owned() else {
+    let Some(taken) = entrance.places.take() else {
         return entrance.refuse(client, peer, whose, Refusal::ListenerLimit);
     };
     if !entrance.scribe.may_open() {
@@ -199,7 +200,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                     peer,
                 },
                 ahead,
-                place: Place { permit, load, hold },
+                place: Place { taken, load, hold },
             });
         }
         Err(reason) => {

@@ -28,6 +28,7 @@ use crate::drain::Phase;
 use crate::leg::{self, Refused};
 use crate::listener::{bind, claim};
 use crate::orders::Orders;
+use crate::places::Places;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
@@ -287,8 +288,8 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
     let mut doors: Vec<Vec<Door>> = (0..config.workers.get()).map(|_| Vec::new()).collect();
     let mut rooms = Vec::new();
     for listener in &config.listeners {
-        let pending = Arc::new(Semaphore::new(listener.max_pending));
-        let sessions = Arc::new(Semaphore::new(listener.max_sessions));
+        let pending = Places::new(listener.max_pending);
+        let sessions = Places::new(listener.max_sessions);
         let limits = config.client_leg(listener);
         let what = || format!("listener {:?}", &*listener.name);
         let refused = |address: SocketAddr| move |error| bind_error(address, what(), error);
@@ -311,9 +312,7 @@ fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), Supervisor
         }
         rooms.push(Room {
             addresses,
-            max_pending: listener.max_pending,
             pending,
-            max_sessions: listener.max_sessions,
             sessions,
         });
     }

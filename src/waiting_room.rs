@@ -8,13 +8,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
+
+use crate::places::{Places, Taken};
 
 /// See the module.
 #[derive(Debug)]
 pub struct WaitingRoom {
     /// `max_pending`, shared by the listener's workers.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Not a byte yet, oldest first.
     silent: RefCell<BTreeMap<u64, Place>>,
     /// Part of a header, oldest first.
@@ -24,7 +26,7 @@ pub struct WaitingRoom {
 
 #[derive(Debug)]
 struct Place {
-    permit: OwnedSemaphorePermit,
+    place: Taken,
     shown_out: Rc<Notify>,
 }
 
@@ -39,7 +41,7 @@ pub struct Ticket {
 impl WaitingRoom {
     /// A room with this worker's claim to the listener's places.
     #[must_use]
-    pub fn new(places: Arc<Semaphore>) -> Self {
+    pub fn new(places: Arc<Places>) -> Self {
         let (silent, begun) = Default::default();
         Self {
             places,
@@ -53,14 +55,14 @@ impl WaitingRoom {
     /// other workers.
     #[must_use]
     pub fn enter(self: &Rc<Self>) -> Option<Ticket> {
-        let permit = match self.places.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => self.show_out()?,
+        let place = match self.places.take() {
+            Some(place) => place,
+            None => self.show_out()?,
         };
         let number = self.next.replace(self.next.get() + 1);
         let shown_out = Rc::new(Notify::new());
         let place = Place {
-            permit,
+            place,
             shown_out: shown_out.clone(),
         };
         self.silent.borrow_mut().insert(number, place);
@@ -80,7 +82,7 @@ impl WaitingRoom {
     /// Whether the next to enter takes the place of another.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.places.available_permits() == 0
+        self.places.is_full()
     }
 
     /// Whether nobody waits.
@@ -89,11 +91,11 @@ impl WaitingRoom {
         self.len() == 0
     }
 
-    fn show_out(&self) -> Option<OwnedSemaphorePermit> {
+    fn show_out(&self) -> Option<Taken> {
         let oldest = self.silent.borrow_mut().pop_first();
         let (_, place) = oldest.or_else(|| self.begun.borrow_mut().pop_first())?;
         place.shown_out.notify_one();
-        Some(place.permit)
+        Some(place.place)
     }
 }
 
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_longest_silent_makes_way_and_whoever_spoke_does_not() {
-        let room = Rc::new(WaitingRoom::new(Arc::new(Semaphore::new(3))));
+        let room = Rc::new(WaitingRoom::new(Places::new(3)));
         let [first, second, third] = [(); 3].map(|()| room.enter().unwrap());
         first.heard();
         let fourth = room.enter().unwrap();
@@ -143,12 +145,12 @@ mod tests {
         );
         drop(second);
         assert_eq!(room.len(), 3, "its place was taken, not freed twice");
-        assert_eq!(room.places.available_permits(), 0);
+        assert!(room.places.is_full());
     }
 
     #[test]
     fn where_all_spoke_the_oldest_makes_way() {
-        let room = Rc::new(WaitingRoom::new(Arc::new(Semaphore::new(2))));
+        let room = Rc::new(WaitingRoom::new(Places::new(2)));
         let [first, second] = [(); 2].map(|()| room.enter().unwrap());
         first.heard();
         second.heard();
@@ -158,9 +160,9 @@ mod tests {
 
     #[test]
     fn places_held_by_other_workers_are_not_taken() {
-        let places = Arc::new(Semaphore::new(1));
+        let places = Places::new(1);
         let room = Rc::new(WaitingRoom::new(places.clone()));
-        let elsewhere = places.try_acquire_owned().unwrap();
+        let elsewhere = places.take().unwrap();
         assert!(room.enter().is_none());
         drop(elsewhere);
         assert!(room.enter().is_some() && room.is_empty());

@@ -29,6 +29,7 @@ use crate::admin::health::Readiness;
 use crate::config::{self, Config, Consumers, SendProxy};
 use crate::drain::Phase;
 use crate::listener::{accept_loop, receive_loop};
+use crate::places::Places;
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::{Engine, Review};
 use crate::relay::pipes::Budget;
@@ -87,9 +88,9 @@ pub struct Door {
     /// One socket per address.
     pub sockets: Vec<StdListener>,
     /// `max_pending`, shared.
-    pub pending: Arc<Semaphore>,
+    pub pending: Arc<Places>,
     /// `max_sessions`, shared.
-    pub sessions: Arc<Semaphore>,
+    pub sessions: Arc<Places>,
 }
 
 /// Why a worker ended before its time.

@@ -88,7 +88,7 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
         }
         health_checks.add(&labels, listener.health_checks);
         empty.add(&labels, listener.empty);
-        pending.add(&labels, room.taken_pending() as u64);
+        pending.add(&labels, room.pending.taken() as u64);
     }
     [
         header_errors,

@@ -33,6 +33,7 @@ use tracing::warn;
 use crate::account::Books;
 use crate::config::Endpoints;
 use crate::orders::Orders;
+use crate::places::Places;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
 use crate::upstream::Upstream;
@@ -88,22 +89,17 @@ pub struct View {
 pub struct Room {
     /// Addresses it listens on.
     pub addresses: Vec<SocketAddr>,
-    /// `max_pending` and what of it is free.
-    pub max_pending: usize,
-    /// See `max_pending`.
-    pub pending: Arc<Semaphore>,
-    /// `max_sessions` and what of it is free.
-    pub max_sessions: usize,
-    /// See `max_sessions`.
-    pub sessions: Arc<Semaphore>,
+    /// Places for connections without a whole header: `max_pending`.
+    pub pending: Arc<Places>,
+    /// Places for sessions: `max_sessions`.
+    pub sessions: Arc<Places>,
 }
 
 impl Room {
     /// Where only `fit` connections fit into the process, those that say nothing may have half of them. Before anything is accepted.
-    pub fn keep_half_for_sessions(&mut self, fit: usize) {
-        let allowed = self.max_pending.min((fit / 2).max(1));
-        self.pending.forget_permits(self.max_pending - allowed);
-        self.max_pending = allowed;
+    pub fn keep_half_for_sessions(&self, fit: usize) {
+        let allowed = self.pending.most().min((fit / 2).max(1));
+        self.pending.set_most(allowed);
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Room, View, upstreams};
+use super::{View, upstreams};
 use crate::account::{AccountTotals, CloseReason, Direction, refused_name};
 
 pub(super) fn status(view: &View) -> Value {
@@ -22,10 +22,10 @@ pub(super) fn status(view: &View) -> Value {
         "listeners": snapshot.listeners.iter().zip(&view.rooms).map(|(listener, room)| json!({
             "name": &*listener.name,
             "addresses": room.addresses,
-            "sessions": room.taken_sessions(),
-            "max_sessions": room.max_sessions,
-            "pending": room.taken_pending(),
-            "max_pending": room.max_pending,
+            "sessions": room.sessions.taken(),
+            "max_sessions": room.sessions.most(),
+            "pending": room.pending.taken(),
+            "max_pending": room.pending.most(),
         })).collect::<Vec<_>>(),
         "upstreams": view.upstreams.iter().map(|upstream| upstreams::status(upstream, now)).collect::<Vec<_>>(),
         "accounts": snapshot.accounts.iter().map(account).collect::<Vec<_>>(),
@@ -54,16 +54,4 @@ fn account(account: &AccountTotals) -> Value {
         "refused": refused.map(|(index, n)| (refused_name(index), n)).collect::<BTreeMap<_, _>>(),
         "connection_ms": counters.connection_ms,
     })
-}
-
-impl Room {
-    /// Connections without a whole header.
-    pub(super) fn taken_pending(&self) -> usize {
-        self.max_pending - self.pending.available_permits()
-    }
-
-    /// Sessions open, those that are still connecting included.
-    pub(super) fn taken_sessions(&self) -> usize {
-        self.max_sessions - self.sessions.available_permits()
-    }
 }

@@ -3,9 +3,11 @@
 mod audit;
 mod check;
 mod client;
+mod completions;
 mod decode;
 mod endpoints;
 mod exit;
+mod man;
 mod places;
 mod run;
 mod table;
@@ -51,6 +53,8 @@ enum Command {
     Usage(usage::Args),
     Endpoints(endpoints::Args),
     Audit(audit::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Why a command did not do what it was asked for.
@@ -88,6 +92,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, ioctl_fionread};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::half::Half;
 use super::lifetime::{Lifetime, Phase};
@@ -14,6 +13,7 @@ use super::timer::Millis;
 use crate::account::audit::{Facts, Leg};
 use crate::account::{CloseReason, Direction, Meter};
 use crate::config::{RelayMode, SessionLimits};
+use crate::places::Taken;
 use crate::reactor::{END, Watched};
 use crate::spread::Load;
 use crate::sys::pipe::Pipe;
@@ -52,7 +52,7 @@ pub struct NewSession {
 #[derive(Debug)]
 pub struct Place {
     /// Among the listener's `max_sessions`.
-    pub permit: OwnedSemaphorePermit,
+    pub taken: Taken,
     /// Among the worker's connections.
     pub load: Load,
     /// On the upstream's address.
