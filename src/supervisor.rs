@@ -246,23 +246,24 @@ async fn relay(
     let (pulse, hearts) = Pulse::new(workers);
     let hearts = hearts.into_iter().map(|heart| watchdog.map(|_| heart));
     let doors = doors.into_iter().zip(passed).zip(scribes).zip(hearts);
-    let mut workers_said = start_workers(doors, |index, (((doors, passed), scribe), heart)| Worker {
-        index,
-        control: Handle::current(),
-        config: config.clone(),
-        consumers: consumers.clone(),
-        books: books.clone(),
-        scribe,
-        upstreams: upstreams.clone(),
-        doors,
-        pipe_budget: pipe_budget.clone(),
-        spread: spread.clone(),
-        descriptors: descriptors.clone(),
-        ready: ready.clone(),
-        passed,
-        heart,
-        readiness: readiness.clone(),
-    })?;
+    let mut workers_said =
+        start_workers(doors, |index, (((doors, passed), scribe), heart)| Worker {
+            index,
+            control: Handle::current(),
+            config: config.clone(),
+            consumers: consumers.clone(),
+            books: books.clone(),
+            scribe,
+            upstreams: upstreams.clone(),
+            doors,
+            pipe_budget: pipe_budget.clone(),
+            spread: spread.clone(),
+            descriptors: descriptors.clone(),
+            ready: ready.clone(),
+            passed,
+            heart,
+            readiness: readiness.clone(),
+        })?;
     all_started(&mut workers_said, workers).await?;
     let fit = connections_that_fit(open_files, config);
     rooms

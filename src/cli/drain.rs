@@ -115,9 +115,11 @@ pub(super) fn undrain(arguments: &UndrainArgs) -> Result<ExitCode, Error> {
 
 fn client(places: &places::Args) -> Result<Client, Error> {
     let socket = places.find()?.socket;
-    let none = || Error::Books {
+    let none = || {
+        Error::Books {
         code: ExitCode::Unavailable,
         what: "this relay is configured to have no admin socket, which orders come by: write [admin] socket, or end it with SIGTERM".to_owned(),
+    }
     };
     Ok(Client::new(&socket.ok_or_else(none)?))
 }
