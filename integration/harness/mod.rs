@@ -19,6 +19,7 @@ pub mod http;
 pub mod ledger;
 pub mod netns;
 pub mod nlb;
+pub mod notify;
 pub mod origin;
 pub mod pattern;
 pub mod relay;

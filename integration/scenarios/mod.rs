@@ -23,6 +23,7 @@ mod crowd;
 mod dns;
 mod dns_faults;
 mod dns_files;
+mod drain;
 mod ends;
 mod failover;
 mod fairness;
@@ -74,6 +75,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         admin::tests(),
         header::tests(),
         operation::tests(),
+        drain::tests(),
         options::tests(),
         ends::tests(),
         half_close::tests(),
