@@ -205,6 +205,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                     peer,
                 },
                 ahead,
+                pace: None,
                 place: Place { taken, load, hold },
             });
         }
