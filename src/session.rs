@@ -15,7 +15,6 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::account::audit::{Facts, Scribe};
@@ -25,6 +24,7 @@ use crate::account::{
 };
 use crate::admin::health::{self, Readiness};
 use crate::config::{self, Consumers, ProxyProtocol, SendProxy, SessionLimits};
+use crate::drain::Notice;
 use crate::leg;
 use crate::peek::read::peek;
 use crate::policy::admission::{Admitted, InForce, Newcomer, TurnedAway};
@@ -85,8 +85,8 @@ pub struct Entrance {
     pub ready: Arc<AtomicBool>,
     /// Whether the process should get traffic.
     pub readiness: Readiness,
-    /// The drain's deadline has come.
-    pub over: CancellationToken,
+    /// How far the process is drained.
+    pub notice: Rc<Notice>,
     /// Bounds the lines that refused connections cause.
     pub refusal_log: LogLimiter,
     /// Bounds those of connections that were turned away for what they may: a noisy endpoint must not silence what is said of others.
@@ -142,10 +142,12 @@ struct Arrival {
 
 /// Serves one accepted connection until the engine has it or it has ended.
 pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket, load: Load) {
+    let (over, late) = (entrance.notice.over(), entrance.notice.refuses());
     let arrival = tokio::select! {
         arrival = arrive(&entrance, &mut pending, &ticket) => arrival,
         () = ticket.shown_out() => Err(End::Refused(Refusal::Pending)),
-        () = entrance.over.cancelled() => Err(End::Refused(Refusal::Draining)),
+        () = over.cancelled() => Err(End::Refused(Refusal::Draining)),
+        () = entrance.patience(), if late => Err(End::Refused(Refusal::Draining)),
     };
     let Pending { client, peer, .. } = pending;
     let (mut arrival, way) = match arrival {
@@ -160,7 +162,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                 // Boxed: it is larger than all the rest, and every connection would carry room for it.
                 () = Box::pin(health::answer(client, sent, entrance.readiness.clone())) => {}
                 () = ticket.shown_out() => {}
-                () = entrance.over.cancelled() => {}
+                () = over.cancelled() => {}
             };
         }
         Err(End::Empty) => {
@@ -175,11 +177,12 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     };
     drop(ticket); // who waits for its turn shows nobody out
     let whose = entrance.whose(&arrival, Some(&way));
+    if late {
+        return entrance.refuse(client, peer, whose, Refusal::Draining);
+    }
     let admitted = tokio::select! {
         admitted = entrance.admit(whose.endpoint, &client) => admitted,
-        () = entrance.over.cancelled() => {
-            return entrance.refuse(client, peer, whose, Refusal::Draining);
-        }
+        () = over.cancelled() => return entrance.refuse(client, peer, whose, Refusal::Draining),
     };
     let admitted = match admitted {
         Ok(admitted) => admitted,
@@ -195,7 +198,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let (seats, _pace) = admitted.keep();
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
-        () = entrance.over.cancelled() => Err(CloseReason::Drained),
+        () = over.cancelled() => Err(CloseReason::Drained),
     };
     match connected {
         Ok(Connected {
@@ -445,6 +448,12 @@ impl Entrance {
     #[must_use]
     pub fn shard(&self) -> &ListenerShard {
         self.books.listener(self.index, self.worker)
+    }
+
+    /// How long whoever comes during a drain may take to show that it is a health check: one that is none should soon try elsewhere.
+    async fn patience(&self) {
+        let until = Instant::now() + self.settings.header_timeout;
+        self.reactor.sleep_until(until).await;
     }
 
     /// The header that a connection on `way` begins with; empty where none is wanted.

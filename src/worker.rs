@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{JoinError, JoinHandle, LocalSet};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -27,11 +27,12 @@ use crate::account::audit::Scribe;
 use crate::account::{Books, Cache, CloseReason};
 use crate::admin::health::Readiness;
 use crate::config::{self, Config, Consumers, SendProxy};
-use crate::drain::Phase;
+use crate::drain::{Notice, Phase, Stand};
 use crate::listener::{accept_loop, receive_loop};
 use crate::places::Places;
 use crate::policy::Policy;
 use crate::policy::admission::InForce;
+use crate::pulse::Heart;
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::{Engine, Review};
 use crate::relay::pipes::Budget;
@@ -74,6 +75,8 @@ pub struct Worker {
     pub ready: Arc<AtomicBool>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
+    /// Answers for it where a watchdog wants to know that it turns.
+    pub heart: Option<Heart>,
     /// How far the process is on its way out, and whether it should get traffic.
     pub readiness: Readiness,
 }
@@ -113,7 +116,7 @@ pub enum WorkerError {
 }
 
 impl Worker {
-    /// Serves until the phase is [`Phase::Over`], or [`Phase::Finishing`] and nothing is open any more. Calls `started` once it
+    /// Serves until the process ends: at [`Phase::Over`], or earlier when nothing is open any more. Calls `started` once it
     /// accepts.
     ///
     /// # Errors
@@ -144,7 +147,7 @@ impl Worker {
         engine: Rc<RefCell<Engine>>,
         started: impl FnOnce(),
     ) -> io::Result<()> {
-        let (stop, over) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, notice) = (CancellationToken::new(), Rc::<Notice>::default());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
         let dialers = self.dialers(&reactor);
         for (upstream, dialer) in dialers.iter().enumerate() {
@@ -164,7 +167,7 @@ impl Worker {
         };
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &gear, &dialers, &over);
+            let entrance = self.entrance(index, &door, &gear, &dialers, &notice);
             entrances.push(entrance.clone());
             for socket in door.sockets {
                 let listener = Watched::new(&reactor, socket.into())?;
@@ -190,10 +193,12 @@ impl Worker {
             sessions.clone(),
             stop.clone(),
         ));
+        if let Some(heart) = self.heart.take() {
+            spawn_local(heart.beat()); // to its very end
+        }
         started();
-        let mut phase = self.readiness.phase.clone();
-        // Fails only when the control thread is gone: then there is nobody left to serve for.
-        let _ = phase.wait_for(|phase| *phase >= Phase::Finishing).await;
+        let mut stand = self.readiness.stand.clone();
+        follow(&mut stand, &engine, &notice).await;
         stop.cancel();
         accepting.close();
         accepting.wait().await;
@@ -207,9 +212,9 @@ impl Worker {
         };
         tokio::select! {
             () = done => {}
-            _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
+            _ = stand.wait_for(|stand| stand.phase == Phase::Over) => {}
         }
-        over.cancel(); // whatever is not relaying yet ends itself
+        notice.cut(); // whatever is not relaying yet ends itself
         sessions.wait().await;
         engine.borrow_mut().end_all(CloseReason::Drained);
         Ok(())
@@ -249,7 +254,7 @@ impl Worker {
         door: &Door,
         gear: &Gear,
         dialers: &[Rc<Dialer>],
-        over: &CancellationToken,
+        notice: &Rc<Notice>,
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
         let reachable = settings.reachable();
@@ -285,12 +290,40 @@ impl Worker {
             policy: gear.policy.clone(),
             turnstile: self.policy.tallies().listener(&door.sessions),
             readiness: self.readiness.clone(),
-            over: over.clone(),
+            notice: notice.clone(),
             refusal_log: LogLimiter::default(),
             policy_log: LogLimiter::default(),
             accept_log: LogLimiter::default(),
             settings,
         })
+    }
+}
+
+/// Does what the phases ask for as long as the process may stay, and returns when it is to end and takes nothing new any more.
+async fn follow(stand: &mut watch::Receiver<Stand>, engine: &RefCell<Engine>, notice: &Notice) {
+    loop {
+        let now = *stand.borrow_and_update();
+        {
+            let mut engine = engine.borrow_mut();
+            engine.begin(Instant::now());
+            match now.phase {
+                Phase::Serving | Phase::Leaving => engine.drain(None),
+                Phase::Finishing => engine.drain(now.closing),
+                Phase::Drained => engine.end_all(CloseReason::Drained),
+                Phase::Over => {}
+            }
+        }
+        let takes_nothing = now.phase >= Phase::Finishing;
+        if takes_nothing && now.ends {
+            return; // who waits in the accept queue is still served, unless nobody was before
+        }
+        notice.refuse(takes_nothing);
+        if now.phase == Phase::Drained {
+            notice.cut();
+        }
+        if stand.changed().await.is_err() {
+            return; // the control thread is gone: then there is nobody left to serve for
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! each that is the engine's, [`Engine::go_on`]. It reads no clock itself.
 
 use std::collections::VecDeque;
+use std::hash::RandomState;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
 use crate::config::{CloseWith, Relay};
+use crate::drain::Closing;
 use crate::leg;
 
 /// See the module.
@@ -49,6 +51,8 @@ pub struct Engine {
     recorded: usize,
     /// Told whenever there is no session left.
     emptied: Rc<Notify>,
+    /// When sessions are closed because of a drain, and what decides by chance which is when.
+    closing: Option<(Closing, RandomState)>,
 }
 
 impl Engine {
@@ -76,6 +80,7 @@ impl Engine {
             measured: 0,
             recorded: 0,
             emptied: Rc::default(),
+            closing: None,
         }
     }
 
@@ -115,7 +120,30 @@ impl Engine {
             let announced = session.sockets[side as usize].hand_over(token(index, side));
             session.announced(side, announced);
         }
+        if self.closing.is_some() {
+            self.drain_one(index);
+        }
         self.drive(index);
+    }
+
+    /// Closes each session at a moment of its own, those that come later too; `None`: none because of a drain.
+    pub fn drain(&mut self, closing: Option<Closing>) {
+        self.closing = closing.map(|closing| (closing, RandomState::new()));
+        for index in 0..self.sessions.capacity() {
+            if self.sessions.contains(index) {
+                self.drain_one(index);
+                self.schedule(index);
+            }
+        }
+    }
+
+    fn drain_one(&mut self, index: usize) {
+        let moment = self.closing.as_ref().map(|(closing, keys)| {
+            let moment = closing.moment(keys, index);
+            let after = moment.saturating_duration_since(self.began).as_millis();
+            u64::try_from(after).unwrap_or(Millis::MAX)
+        });
+        self.sessions[index].lifetime.drain(moment);
     }
 
     /// Ends every session: the drain's deadline has come.
