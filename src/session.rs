@@ -195,7 +195,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let overflowed = **meter.endpoint() != *whose.endpoint;
     let endpoint = overflowed.then(|| whose.endpoint.into());
     let limits = admitted.bound(&way.limits);
-    let (seats, _pace) = admitted.keep();
+    let (seats, pace) = admitted.keep();
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
         () = over.cancelled() => Err(CloseReason::Drained),
@@ -219,6 +219,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                     peer,
                 },
                 ahead,
+                pace,
                 place: Place {
                     endpoint,
                     seats,
