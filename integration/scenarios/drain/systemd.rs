@@ -178,6 +178,17 @@ fn systemd_hears_how_a_stop_goes_on_and_gives_it_time() {
     for pair in asked.windows(2) {
         assert!(pair[1].0.at - pair[0].0.at < pair[0].1, "{asked:#?}");
     }
+    let first = messages.iter().position(|message| {
+        message
+            .value("STATUS")
+            .is_some_and(|status| status.starts_with("finishing"))
+    });
+    let while_leaving = messages[..first.expect("it was counted")].iter();
+    let asked = while_leaving.filter(|message| message.value("EXTEND_TIMEOUT_USEC").is_some());
+    assert!(
+        asked.count() >= 2,
+        "again and again, whatever happens: {messages:#?}"
+    );
     let last = messages.last().unwrap();
     assert!(
         last.value("EXTEND_TIMEOUT_USEC").is_some(),
