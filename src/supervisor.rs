@@ -26,11 +26,12 @@ use tracing::{info, warn};
 
 use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
-use crate::admin::{Booking, InForce, Top, View};
+use crate::admin::{Booking, Configured, Top, View};
 use crate::config::Config;
 use crate::drain::Stand;
 use crate::leg::{self, Refused};
 use crate::orders::Orders;
+use crate::policy::Policy;
 use crate::pulse::Pulse;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
@@ -240,7 +241,9 @@ async fn relay(
     let upstreams_now = planned.upstreams.clone();
     upstreams.adopt(planned);
     let mut planned = doors.plan(config)?;
-    let shares = shares(config, std::mem::take(&mut planned.doors), &upstreams_now);
+    let policy = Arc::new(Policy::new(config));
+    let doors_now = std::mem::take(&mut planned.doors);
+    let shares = shares(config, doors_now, &upstreams_now, &policy);
     doors.adopt(planned);
     let books = &keeping.books;
     let (stand_sender, stand) = watch::channel(Stand::serving(Instant::now().into_std()));
@@ -292,7 +295,7 @@ async fn relay(
     descriptors.add_permits(fit);
     ready.store(true, Ordering::Relaxed);
     let Source { path, text } = source;
-    let in_force = InForce {
+    let in_force = Configured {
         upstreams: upstreams_now,
         rooms: doors.rooms(),
         endpoints: config.endpoints.clone(),
@@ -321,6 +324,7 @@ async fn relay(
         in_force,
         reloads: Arc::clone(&reloads),
         books: books.clone(),
+        tallies: policy.tallies().clone(),
         readiness: readiness.clone(),
         spread,
         dropped_lines: log.dropped(),
@@ -332,6 +336,7 @@ async fn relay(
     let reloader = Reloader {
         path,
         config: config.clone(),
+        policy,
         open_files,
         doors,
         upstreams,

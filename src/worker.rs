@@ -27,6 +27,7 @@ use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
 use crate::drain::{Notice, Phase, Stand};
 use crate::listener::receive_loop;
+use crate::policy::admission::InForce;
 use crate::pulse::Heart;
 use crate::reactor::{BATCH, Reactor};
 use crate::relay::engine::Engine;
@@ -113,6 +114,7 @@ impl Worker {
             engine: engine.clone(),
             scribe: Rc::new(std::mem::replace(&mut self.scribe, Scribe::off())),
             notice: notice.clone(),
+            policy: InForce::new(self.share.policy.clone()),
         };
         if let Some(interval) = self.share.config.audit.interval
             && gear.scribe.is_on()

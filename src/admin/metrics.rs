@@ -10,8 +10,10 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
 use super::family::{Family, counter, gauge};
-use super::{InForce, View, accounts, in_force, upstreams};
-use crate::account::{AcceptError, Fallback, PeekOutcome, Refusal, RelayPath, Snapshot};
+use super::{Configured, View, accounts, configured, upstreams};
+use crate::account::{
+    AcceptError, Fallback, LimitOf, PeekOutcome, Refusal, RelayPath, Snapshot, Wait,
+};
 use crate::drain::Phase;
 use crate::proxy_protocol::header::HeaderError;
 
@@ -22,7 +24,8 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     let mut families = accounts::families(&snapshot, &shown, &in_force.endpoints);
     families.extend(view.readiness.booking.families());
     families.extend(of_listeners(&snapshot, &in_force));
-    families.extend(in_force::families(&in_force, &view.reloads));
+    families.extend(of_limits(view));
+    families.extend(configured::families(&in_force, &view.reloads));
     families.extend(upstreams::families(&in_force.upstreams));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
@@ -35,7 +38,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn of_listeners(snapshot: &Snapshot, in_force: &InForce) -> Vec<MetricFamily> {
+fn of_listeners(snapshot: &Snapshot, in_force: &Configured) -> Vec<MetricFamily> {
     let mut header_errors = counter(
         "tollgate_header_errors_total",
         "Connections refused for their PROXY protocol header, by error.",
@@ -109,6 +112,26 @@ fn of_listeners(snapshot: &Snapshot, in_force: &InForce) -> Vec<MetricFamily> {
     ]
     .map(Family::into_proto)
     .into()
+}
+
+fn of_limits(view: &View) -> Vec<MetricFamily> {
+    let mut waiting = gauge(
+        "tollgate_limit_waiting",
+        "Connections that wait at a limit of their endpoint, their listener or the relay.",
+    );
+    let mut waits = counter(
+        "tollgate_limit_waits_total",
+        "Connections that waited at a limit, by what became of them.",
+    );
+    let now = view.tallies.waiting();
+    for (of, outcomes) in LimitOf::ALL.into_iter().zip(view.tallies.waits()) {
+        let limit = ("limit", of.name());
+        waiting.add(&[limit], now[of as usize] as u64);
+        for (outcome, n) in Wait::ALL.into_iter().zip(outcomes) {
+            waits.add(&[limit, ("outcome", outcome.name())], n);
+        }
+    }
+    [waiting, waits].map(Family::into_proto).into()
 }
 
 fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {

@@ -5,11 +5,11 @@
 
 mod accounts;
 mod books;
+mod configured;
 mod endpoints;
 mod family;
 pub mod health;
 mod http;
-mod in_force;
 mod metrics;
 mod orders;
 pub mod query;
@@ -34,14 +34,15 @@ use tracing::warn;
 use crate::account::Books;
 use crate::orders::Orders;
 use crate::places::Places;
+use crate::policy::tally::Tallies;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
 pub use books::Booking;
+pub use configured::{Configured, Reloaded, Reloads};
 pub use endpoints::Connected;
 use health::Readiness;
 pub use http::WARNING;
 use http::{Answer, Json, Requests, Text};
-pub use in_force::{InForce, Reloaded, Reloads};
 pub use socket::Socket;
 pub use top::Top;
 
@@ -63,9 +64,11 @@ pub struct View {
     /// The books.
     pub books: Arc<Books>,
     /// What a reload replaces.
-    pub in_force: watch::Receiver<Arc<InForce>>,
+    pub in_force: watch::Receiver<Arc<Configured>>,
     /// What became of reloads.
     pub reloads: Arc<Reloads>,
+    /// What was used of what endpoints may.
+    pub tallies: Arc<Tallies>,
     /// Whether the process should get traffic.
     pub readiness: Readiness,
     /// How many connections each worker has.
@@ -97,7 +100,7 @@ pub struct Room {
 
 impl View {
     /// What is in force now.
-    fn in_force(&self) -> Arc<InForce> {
+    fn in_force(&self) -> Arc<Configured> {
         self.in_force.borrow().clone()
     }
 }

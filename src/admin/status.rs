@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{View, in_force, upstreams};
+use super::{View, configured, upstreams};
 use crate::account::{AccountTotals, CloseReason, Direction, refused_name};
 
 pub(super) fn status(view: &View) -> Value {
@@ -20,7 +20,7 @@ pub(super) fn status(view: &View) -> Value {
         "workers": view.workers,
         "ledger": ledger,
         "audit": audit,
-        "config": in_force::status(&in_force, &view.reloads),
+        "config": configured::status(&in_force, &view.reloads),
         "listeners": in_force.rooms.iter().map(|room| json!({
             "name": &*room.listener,
             "addresses": room.addresses,

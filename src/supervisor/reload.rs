@@ -21,10 +21,11 @@ use crate::account::Books;
 use crate::account::Limits;
 use crate::account::audit::Trail;
 use crate::account::ledger::Ledger;
-use crate::admin::{InForce, Reloaded, Reloads};
+use crate::admin::{Configured, Reloaded, Reloads};
 use crate::config::{self, Change, Config, ErrorKind};
 use crate::drain::Stand;
 use crate::orders::{Answer, Declined, DeclinedKind};
+use crate::policy::Policy;
 use crate::telemetry::Levels;
 use crate::upstream::Upstream;
 use crate::worker::Share;
@@ -37,6 +38,7 @@ const TOLD: usize = 64;
 pub(super) struct Reloader {
     pub(super) path: Option<PathBuf>,
     pub(super) config: Arc<Config>,
+    pub(super) policy: Arc<Policy>,
     pub(super) open_files: Option<u64>,
     pub(super) doors: Doors,
     pub(super) upstreams: Upstreams,
@@ -54,7 +56,7 @@ pub(super) struct Reloader {
 #[derive(Debug)]
 pub(super) struct Published {
     /// The admin side.
-    pub(super) in_force: watch::Sender<Arc<InForce>>,
+    pub(super) in_force: watch::Sender<Arc<Configured>>,
     /// Readiness: upstreams without which there is to be no traffic.
     pub(super) needed: watch::Sender<Arc<[Arc<Upstream>]>>,
     /// The way out.
@@ -66,6 +68,7 @@ struct Planned {
     config: Config,
     text: String,
     changes: Vec<Change>,
+    policy: Arc<Policy>,
     doors: doors::Plan,
     upstreams: upstreams::Plan,
 }
@@ -143,6 +146,7 @@ impl Reloader {
             why: error.to_string(),
         })?;
         Ok(Planned {
+            policy: Arc::new(self.policy.next(&config)),
             config,
             text,
             changes,
@@ -154,7 +158,8 @@ impl Reloader {
     fn shares(&self, planned: &mut Planned) -> Vec<Share> {
         let config = Arc::new(planned.config.clone());
         let doors = std::mem::take(&mut planned.doors.doors);
-        shares(&config, doors, &planned.upstreams.upstreams)
+        let upstreams = &planned.upstreams.upstreams;
+        shares(&config, doors, upstreams, &planned.policy)
     }
 
     /// From here on nothing can fail.
@@ -163,9 +168,11 @@ impl Reloader {
             config,
             text,
             changes,
+            policy,
             doors,
             upstreams,
         } = planned;
+        self.policy = policy;
         let config = Arc::new(config);
         let upstreams_now = upstreams.upstreams.clone();
         self.doors.adopt(doors);
@@ -244,7 +251,7 @@ impl Published {
     ) {
         self.needed.send_replace(needed(config, &upstreams));
         self.config.send_replace(config.clone());
-        self.in_force.send_replace(Arc::new(InForce {
+        self.in_force.send_replace(Arc::new(Configured {
             upstreams,
             rooms,
             endpoints: config.endpoints.clone(),
@@ -268,11 +275,13 @@ pub(super) fn shares(
     config: &Arc<Config>,
     doors: Vec<Vec<crate::worker::Door>>,
     upstreams: &[Arc<Upstream>],
+    policy: &Arc<Policy>,
 ) -> Vec<Share> {
     let consumers = Arc::new(config.consumers.clone());
     let share = |doors| Share {
         config: config.clone(),
         consumers: consumers.clone(),
+        policy: policy.clone(),
         upstreams: upstreams.to_vec(),
         doors,
     };

@@ -27,6 +27,8 @@ use crate::drain::Notice;
 use crate::leg;
 use crate::listener::accept_loop;
 use crate::places::Places;
+use crate::policy::Policy;
+use crate::policy::admission::InForce;
 use crate::reactor::{Reactor, Watched};
 use crate::relay::engine::Engine;
 use crate::route::Routes;
@@ -61,6 +63,8 @@ pub struct Share {
     pub config: Arc<Config>,
     /// Who may be behind shared endpoints.
     pub consumers: Arc<Consumers>,
+    /// Who may come in.
+    pub policy: Arc<Policy>,
     /// The upstreams, in the order of the configuration. One that stays as it was is the same.
     pub upstreams: Vec<Arc<Upstream>>,
     /// The listeners, in the order of the configuration.
@@ -106,6 +110,8 @@ pub(super) struct Gear {
     pub(super) scribe: Rc<Scribe>,
     /// How far the process is drained.
     pub(super) notice: Rc<Notice>,
+    /// Who may come in.
+    pub(super) policy: Rc<InForce>,
 }
 
 /// A gate as its worker has it.
@@ -157,6 +163,7 @@ struct Set {
 #[derive(Debug)]
 struct Prepared {
     config: Arc<Config>,
+    policy: Arc<Policy>,
     set: Set,
     /// Gates that are to be opened, with their sockets.
     new: Vec<(Rc<OpenGate>, Rc<Watched>)>,
@@ -243,8 +250,12 @@ impl Hall {
         let mut new = Vec::new();
         for (place, door) in share.doors.into_iter().enumerate() {
             let settings = &share.config.listeners[place];
-            let entrance =
-                self.entrance(&share.config, settings, &door, &share.consumers, &set.ways);
+            let entrance = self.entrance(
+                (&share.config, settings),
+                &door,
+                (&share.consumers, &share.policy),
+                &set.ways,
+            );
             for Gate { id, socket } in door.gates {
                 set.gates.push((id, place));
                 let Some(socket) = socket else { continue };
@@ -261,17 +272,28 @@ impl Hall {
             set.entrances.push(entrance);
         }
         gates.extend(new.iter().map(|(gate, _)| (gate.id, gate.clone())));
-        let config = share.config;
-        self.next.replace(Some(Prepared { config, set, new }));
+        self.next.replace(Some(Prepared {
+            config: share.config,
+            policy: share.policy,
+            set,
+            new,
+        }));
         Ok(())
     }
 
     /// What was prepared is in force from now on: each gate has its entrance, new ones are opened, those that are gone close. Sessions that are under way
     /// keep what they have.
     pub(super) fn open(&self) {
-        let Some(Prepared { config, set, new }) = self.next.take() else {
+        let Some(prepared) = self.next.take() else {
             return;
         };
+        let Prepared {
+            config,
+            policy,
+            set,
+            new,
+        } = prepared;
+        self.gear.policy.set(policy);
         let gates = self.gates.borrow();
         for gate in gates.values() {
             let place = set.gates.iter().find(|(id, _)| *id == gate.id);
@@ -354,10 +376,9 @@ impl Hall {
 
     fn entrance(
         &self,
-        config: &Config,
-        settings: &config::Listener,
+        (config, settings): (&Config, &config::Listener),
         door: &Door,
-        consumers: &Arc<Consumers>,
+        (consumers, policy): (&Arc<Consumers>, &Policy),
         ways: &[Rc<Kept>],
     ) -> Rc<Entrance> {
         let reachable = settings.reachable();
@@ -395,10 +416,12 @@ impl Hall {
             spread: spread.clone(),
             descriptors: descriptors.clone(),
             ready: ready.clone(),
-            places: door.sessions.clone(),
+            policy: self.gear.policy.clone(),
+            turnstile: policy.tallies().listener(&door.sessions),
             readiness: readiness.clone(),
             notice: self.gear.notice.clone(),
             refusal_log: LogLimiter::default(),
+            policy_log: LogLimiter::default(),
             accept_log: LogLimiter::default(),
             settings: settings.clone(),
         })

@@ -15,7 +15,7 @@ use crate::upstream::Upstream;
 
 /// What is in force; swapped whole.
 #[derive(Debug)]
-pub struct InForce {
+pub struct Configured {
     /// The upstreams, in the order of the configuration.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Room in each listener, in the order of the configuration.
@@ -83,7 +83,7 @@ impl Reloads {
 }
 
 /// For `/status`.
-pub(super) fn status(in_force: &InForce, reloads: &Reloads) -> Value {
+pub(super) fn status(in_force: &Configured, reloads: &Reloads) -> Value {
     let failed = reloads.last_failure();
     json!({
         "path": in_force.path,
@@ -95,7 +95,7 @@ pub(super) fn status(in_force: &InForce, reloads: &Reloads) -> Value {
 }
 
 /// For `/metrics`.
-pub(super) fn families(in_force: &InForce, reloads: &Reloads) -> [MetricFamily; 4] {
+pub(super) fn families(in_force: &Configured, reloads: &Reloads) -> [MetricFamily; 4] {
     let mut count = counter(
         "tollgate_config_reloads_total",
         "Times that the configuration was read again, by what became of it.",
