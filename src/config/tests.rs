@@ -568,6 +568,17 @@ fn systemd_waits_longer_than_the_drain() {
 }
 
 #[test]
+fn the_socket_unit_opens_what_the_shipped_configuration_listens_on() {
+    let unit = include_str!("../../systemd/tollgate.socket");
+    let open: Vec<_> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("ListenStream="))
+        .map(|address| address.parse::<SocketAddr>().expect("an address"))
+        .collect();
+    assert_eq!(open, valid(SHIPPED).listeners[0].bind);
+}
+
+#[test]
 fn the_unit_has_places_for_the_books_that_outlive_the_process() {
     let has = |line: &str| UNIT.lines().any(|written| written == line);
     assert!(has("StateDirectory=tollgate") && has("RuntimeDirectory=tollgate"));

@@ -21,6 +21,7 @@ use crate::account::Books;
 use crate::account::Limits;
 use crate::account::audit::Trail;
 use crate::account::ledger::Ledger;
+use crate::activation::Passed;
 use crate::admin::{Configured, Reloaded, Reloads};
 use crate::config::{self, Change, Config, ErrorKind};
 use crate::drain::Stand;
@@ -130,17 +131,20 @@ impl Reloader {
         let changes = config::changes(&self.config, &config);
         config.keep_restart_only(&self.config);
         fit_ahead(&mut config, self.open_files);
-        let doors = self.doors.plan(&config).map_err(|error| Declined {
-            kind: match &error {
-                SupervisorError::Bind { error, .. }
-                    if error.kind() == io::ErrorKind::PermissionDenied =>
-                {
-                    DeclinedKind::Permission
-                }
-                _ => DeclinedKind::Failed,
-            },
-            why: error.to_string(),
-        })?;
+        let doors = self
+            .doors
+            .plan(&config, &mut Passed::default())
+            .map_err(|error| Declined {
+                kind: match &error {
+                    SupervisorError::Bind { error, .. }
+                        if error.kind() == io::ErrorKind::PermissionDenied =>
+                    {
+                        DeclinedKind::Permission
+                    }
+                    _ => DeclinedKind::Failed,
+                },
+                why: error.to_string(),
+            })?;
         let upstreams = self.upstreams.plan(&config).map_err(|error| Declined {
             kind: DeclinedKind::Configuration,
             why: error.to_string(),
