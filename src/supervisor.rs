@@ -289,6 +289,7 @@ async fn relay(
         books: books.clone(),
         upstreams: upstreams.clone(),
         rooms,
+        tallies: policy.tallies().clone(),
         readiness: readiness.clone(),
         spread,
         dropped_lines,
