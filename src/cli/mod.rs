@@ -4,11 +4,14 @@ mod audit;
 mod check;
 mod client;
 mod completions;
+mod configuration;
 mod decode;
 mod endpoints;
 mod exit;
 mod man;
 mod places;
+mod relay;
+mod reload;
 mod run;
 mod table;
 mod usage;
@@ -37,8 +40,8 @@ const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
     max_term_width = 100
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 1 something found by check --probe or audit verify, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
-                        69 address in use, or no relay answers, 70 internal, 75 state directory in use by another relay, 77 not permitted, 78 configuration."
+    after_help = "Exit codes: 0 done, 1 something found by check --probe, config diff or audit verify, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
+                        69 address in use, or no relay answers or it cannot do that now, 70 internal, 75 state directory in use by another relay, 77 not permitted, 78 configuration."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -53,6 +56,8 @@ enum Command {
     Usage(usage::Args),
     Endpoints(endpoints::Args),
     Audit(audit::Args),
+    Reload(reload::Args),
+    Config(configuration::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -92,6 +97,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
+        Command::Config(arguments) => configuration::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }
