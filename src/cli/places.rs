@@ -55,6 +55,14 @@ impl Places {
 }
 
 impl Args {
+    /// The relay that has this configuration file.
+    pub(super) fn of(config: &Path) -> Self {
+        Self {
+            config: Some(config.to_owned()),
+            ..Self::default()
+        }
+    }
+
     /// The configuration file that is looked at.
     pub(super) fn config_path(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH))
