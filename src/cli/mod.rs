@@ -6,6 +6,7 @@ mod client;
 mod completions;
 mod configuration;
 mod decode;
+mod drain;
 mod endpoints;
 mod exit;
 mod man;
@@ -58,6 +59,8 @@ enum Command {
     Audit(audit::Args),
     Reload(reload::Args),
     Config(configuration::Args),
+    Drain(drain::Args),
+    Undrain(drain::UndrainArgs),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -99,6 +102,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Audit(arguments) => audit::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
         Command::Config(arguments) => configuration::run(&arguments),
+        Command::Drain(arguments) => drain::drain(&arguments),
+        Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

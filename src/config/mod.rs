@@ -160,13 +160,15 @@ pub struct HealthPort {
     pub trusted_peers: Peers,
 }
 
-/// `[drain]`: from SIGTERM to the end.
+/// `[drain]`: from SIGTERM to the end, or from `tollgate drain` until nothing is open.
 #[derive(Debug, Clone)]
 pub struct Drain {
     /// How long connections are still accepted while the health checks already fail.
     pub accept_for: Duration,
     /// How long sessions may go on after that.
     pub deadline: Duration,
+    /// How long before the deadline closing begins, each session at a moment of its own. At most the deadline.
+    pub spread: Duration,
     /// How a session that outlives the deadline is closed.
     pub close: CloseWith,
 }

@@ -28,6 +28,7 @@ fail_without = ["cp"]
 [drain]
 accept_for = "1s"
 deadline = "2s"
+spread = "1500ms"
 close = "rst"
 [log]
 format = "json"

@@ -210,10 +210,15 @@ impl Lines {
         let Drain {
             accept_for,
             deadline,
+            spread,
             close,
         } = drain;
         self.put("drain.accept_for", time(*accept_for));
         self.put("drain.deadline", time(*deadline));
+        self.put(
+            "drain.spread",
+            or_off((!spread.is_zero()).then_some(*spread), time),
+        );
         self.put(
             "drain.close",
             text(match close {
