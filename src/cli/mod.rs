@@ -15,6 +15,7 @@ mod relay;
 mod reload;
 mod run;
 mod table;
+mod top;
 mod usage;
 
 use std::ffi::OsString;
@@ -56,6 +57,7 @@ enum Command {
     Decode(decode::Args),
     Usage(usage::Args),
     Endpoints(endpoints::Args),
+    Top(top::Args),
     Audit(audit::Args),
     Reload(reload::Args),
     Config(configuration::Args),
@@ -99,6 +101,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Decode(arguments) => decode::run(&arguments),
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
         Command::Config(arguments) => configuration::run(&arguments),
