@@ -213,3 +213,90 @@ impl App {
         self.changed = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app() -> App {
+        App::new(Asked::default(), Duration::from_secs(2))
+    }
+
+    fn press(app: &mut App, code: KeyCode) -> Next {
+        app.key(KeyEvent::new(code, KeyModifiers::NONE))
+    }
+
+    fn write(app: &mut App, text: &str) {
+        for c in text.chars() {
+            assert_eq!(press(app, KeyCode::Char(c)), Next::Go);
+        }
+    }
+
+    #[test]
+    fn what_is_typed_into_a_filter_is_no_key() {
+        let mut app = app();
+        write(&mut app, "/qs?");
+        assert_eq!((&*app.asked.filter, app.writing), ("qs?", true));
+        press(&mut app, KeyCode::Backspace);
+        press(&mut app, KeyCode::Enter);
+        assert_eq!((&*app.asked.filter, app.writing), ("qs", false));
+        assert_eq!(
+            press(&mut app, KeyCode::Esc),
+            Next::Go,
+            "the filter goes first"
+        );
+        assert_eq!(app.asked.filter, "");
+        assert_eq!(press(&mut app, KeyCode::Esc), Next::End);
+    }
+
+    #[test]
+    fn control_c_ends_it_even_while_a_filter_is_written() {
+        let mut app = app();
+        write(&mut app, "/a");
+        let control = |c| KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL);
+        assert_eq!(app.key(control('z')), Next::Pause);
+        assert_eq!(app.key(control('c')), Next::End);
+    }
+
+    #[test]
+    fn every_order_is_reached_both_ways() {
+        let mut app = app();
+        let all = Sort::value_variants();
+        for sort in all.iter().skip(1).chain(&all[..1]) {
+            write(&mut app, "s");
+            assert_eq!(app.asked.sort, *sort);
+        }
+        write(&mut app, "S");
+        assert_eq!(Some(&app.asked.sort), all.last());
+        write(&mut app, "1");
+        assert_eq!(app.asked.sort, Sort::Rate);
+    }
+
+    #[test]
+    fn one_question_is_under_way_at_a_time_and_a_new_wish_does_not_wait() {
+        let (mut app, now) = (app(), Instant::now());
+        assert_eq!(app.wants_to_ask(now), None, "the first was asked already");
+        app.told(Err("gone".to_owned()), now);
+        assert_eq!(app.wants_to_ask(now), None);
+        write(&mut app, "s");
+        assert!(app.wants_to_ask(now).is_some(), "at once");
+        write(&mut app, "s");
+        assert_eq!(app.wants_to_ask(now), None, "not while one is under way");
+        app.told(Err("gone".to_owned()), now);
+        assert!(app.wants_to_ask(now).is_some());
+        app.told(Err("gone".to_owned()), now);
+        let later = now + Duration::from_secs(2);
+        write(&mut app, " ");
+        assert_eq!(app.wants_to_ask(later), None, "it stands still");
+        write(&mut app, " ");
+        assert!(app.wants_to_ask(later).is_some());
+    }
+
+    #[test]
+    fn what_did_not_answer_is_said_since_when() {
+        let (mut app, now) = (app(), Instant::now());
+        app.told(Err("one".to_owned()), now);
+        app.told(Err("two".to_owned()), now + Duration::from_secs(9));
+        assert_eq!(app.trouble, Some(("two".to_owned(), now)));
+    }
+}

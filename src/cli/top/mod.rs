@@ -166,3 +166,6 @@ fn live(mut app: App, relay: Relay) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
