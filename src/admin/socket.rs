@@ -139,8 +139,9 @@ async fn answer(view: Arc<View>, looks: Arc<Looks>, caller: Caller, request: Par
     let path = request.uri.path();
     let answered = match (path, &request.method) {
         ("/endpoints", &(Method::GET | Method::HEAD)) => {
-            let connected =
-                |view: &View| connected(&view.books.snapshot().accounts, &view.endpoints);
+            let connected = |view: &View| {
+                connected(&view.books.snapshot().accounts, &view.in_force().endpoints)
+            };
             Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
         ("/top", &(Method::GET | Method::HEAD)) => top(&view, looks, request.uri.query()).await,
