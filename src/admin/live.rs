@@ -372,7 +372,8 @@ impl Remembered {
 /// Answers, in the order and with as many endpoints as was asked for.
 pub(super) fn live(looks: &Looks, view: &View, asked: &Asked) -> Live {
     let table = looks.look(|| view.books.snapshot());
-    let (endpoints, upstreams, rooms) = (&view.endpoints, &view.upstreams, &view.rooms);
+    let in_force = view.in_force();
+    let (endpoints, upstreams) = (&in_force.endpoints, &in_force.upstreams);
     let filter = Filter::new(&asked.filter, endpoints);
     let found = table.look.rows.iter().filter(|(key, _)| filter.fits(key));
     let mut lines: Vec<Line<'_>> = found.map(|(key, value)| table.line(key, value)).collect();
@@ -392,7 +393,11 @@ pub(super) fn live(looks: &Looks, view: &View, asked: &Asked) -> Live {
         phase: view.readiness.stand.borrow().phase.name().to_owned(),
         uptime_seconds: view.began.elapsed().as_secs(),
         sessions: table.look.rows.values().map(|(_, sessions)| sessions).sum(),
-        pending: rooms.iter().map(|room| room.pending.taken() as u64).sum(),
+        pending: in_force
+            .rooms
+            .iter()
+            .map(|room| room.pending.taken() as u64)
+            .sum(),
         rates: table.rates(),
         endpoints_in_all: table.look.rows.len(),
         endpoints_found,

@@ -144,6 +144,7 @@ async fn answer(view: Arc<View>, looks: Arc<Looks>, caller: Caller, request: Par
             };
             Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
+        ("/config", &(Method::GET | Method::HEAD)) => config(&view, caller),
         ("/top", &(Method::GET | Method::HEAD)) => top(&view, looks, request.uri.query()).await,
         ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,
         ("/phase", &(Method::GET | Method::HEAD)) => Ok(Json(super::status::drain(&view)).into()),
@@ -164,6 +165,26 @@ async fn answer(view: Arc<View>, looks: Arc<Looks>, caller: Caller, request: Par
 }
 
 pub(super) type Answered = Result<Answer, Text>;
+
+/// The configuration's text. Paths of keys and the like are in it, and a file that not everybody may read stays so.
+fn config(view: &View, caller: Caller) -> Answered {
+    if !caller.trusted {
+        let why = "only root and the relay's own user may read what is in force\n";
+        return Err(Text(StatusCode::FORBIDDEN, why.to_owned()));
+    }
+    let in_force = view.in_force();
+    let Some(path) = &in_force.path else {
+        let why = "this relay was started from the command line and has no configuration file\n";
+        return Err(Text(StatusCode::CONFLICT, why.to_owned()));
+    };
+    let text = json!({
+        "path": path,
+        "digest": &*in_force.digest,
+        "restart": in_force.restart,
+        "text": &*in_force.text,
+    });
+    Ok(Json(text).into())
+}
 
 /// Who is busy now.
 async fn top(view: &Arc<View>, looks: Arc<Looks>, query: Option<&str>) -> Answered {
