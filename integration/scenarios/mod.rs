@@ -68,7 +68,8 @@ pub(crate) mod world;
 
 /// This program in another part than that of the test, if a test has started it for one.
 pub(crate) fn other_part() -> Option<fn() -> ExitCode> {
-    let parts: [(&str, fn() -> ExitCode); 2] = [
+    type Part = fn() -> ExitCode;
+    let parts: [(&str, Part); 2] = [
         (pipe_quota::HOLDER, pipe_quota::hold),
         (activation::PASSED, activation::pass),
     ];
