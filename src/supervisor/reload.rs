@@ -3,11 +3,13 @@
 //! Whatever can go wrong goes wrong before anything has changed: mistakes, addresses that cannot be bound, sockets that workers have no memory
 //! for. Sessions keep what they have.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -181,7 +183,7 @@ impl Reloader {
         let upstreams_now = upstreams.upstreams.clone();
         self.doors.adopt(doors);
         self.upstreams.adopt(upstreams).are_looked_up().await;
-        self.workers.open().await;
+        let closed = self.workers.open().await;
         let mut warnings = Vec::new();
         let missing = self.books.set_limits(Limits::of(&config));
         if missing > 0 {
@@ -209,7 +211,7 @@ impl Reloader {
         );
         self.config = config;
         let changed: Vec<&Change> = changes.iter().filter(|change| !change.restart).collect();
-        self.tell(&changed, &restart, &warnings);
+        self.tell(&changed, &restart, &warnings, closed);
         let how = match changed.is_empty() {
             true => Reloaded::Unchanged,
             false => Reloaded::Applied,
@@ -223,12 +225,13 @@ impl Reloader {
                 "after": change.after,
             })).collect::<Vec<_>>(),
             "restart": restart,
+            "closed": closed,
             "warnings": warnings,
         });
         (how, answer)
     }
 
-    fn tell(&self, changed: &[&Change], restart: &[String], warnings: &[String]) {
+    fn tell(&self, changed: &[&Change], restart: &[String], warnings: &[String], closed: usize) {
         let digest = &*self.config.digest;
         for change in changed.iter().take(TOLD) {
             let (before, after) = (change.before.as_deref(), change.after.as_deref());
@@ -241,7 +244,12 @@ impl Reloader {
         for warning in warnings {
             warn!("{warning}");
         }
-        info!(digest, changes = changed.len(), "configuration reloaded");
+        info!(
+            digest,
+            changes = changed.len(),
+            closed,
+            "configuration reloaded"
+        );
     }
 }
 
@@ -301,7 +309,19 @@ fn read(path: &Path) -> Result<(Config, String), Declined> {
         },
         why: error.to_string(),
     };
-    Config::read(path).map_err(|error| declined(&error))
+    let unreadable = |source| {
+        let path = path.to_owned();
+        declined(&config::Error::Unreadable { path, source })
+    };
+    // Of a pipe nobody knows when it ends, or whether anybody writes into it: opening it must not wait either.
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = open(path, OFlags::RDONLY | flags, Mode::empty());
+    let file = File::from(file.map_err(|errno| unreadable(errno.into()))?);
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        let why = "it is no regular file";
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, why)));
+    }
+    Config::read_from(file, path).map_err(|error| declined(&error))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Declined {

@@ -12,8 +12,10 @@ use std::net::TcpListener as StdListener;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -38,6 +40,9 @@ use crate::telemetry::LogLimiter;
 use crate::upstream::Upstream;
 use crate::upstream::connect::Dialer;
 use crate::waiting_room::WaitingRoom;
+
+/// Sessions that are looked at in one turn when rules have changed: so few that nobody waits for it.
+const REJUDGED: usize = 64;
 
 /// What a worker needs whatever is configured.
 #[derive(Debug)]
@@ -98,8 +103,8 @@ pub struct Gate {
 pub enum Swap {
     /// Get ready; nothing changes yet.
     Prepare(Box<Share>, oneshot::Sender<io::Result<()>>),
-    /// From now on that is in force.
-    Open(oneshot::Sender<()>),
+    /// From now on that is in force. The answer says how many sessions it closed.
+    Open(oneshot::Sender<usize>),
     /// What was prepared will not be.
     Forget,
 }
@@ -228,7 +233,7 @@ impl Hall {
                 Swap::Prepare(share, answer) => drop(answer.send(self.prepare(*share))),
                 Swap::Open(answer) => {
                     self.open();
-                    let _ = answer.send(());
+                    let _ = answer.send(self.rejudge().await);
                 }
                 Swap::Forget => self.forget(),
             }
@@ -331,6 +336,21 @@ impl Hall {
             }
         }
         self.in_force.replace(set);
+    }
+
+    /// Looks at every session by the rules that are in force now, a few in each turn; says how many were closed.
+    async fn rejudge(&self) -> usize {
+        let policy = self.gear.policy.now();
+        let (mut next, mut closed) = (Some(0), 0);
+        while let Some(first) = next {
+            {
+                let mut engine = self.gear.engine.borrow_mut();
+                engine.begin(Instant::now());
+                next = engine.rejudge(first, REJUDGED, &policy, &mut closed);
+            }
+            yield_now().await;
+        }
+        closed
     }
 
     fn forget(&self) {
