@@ -231,9 +231,11 @@ fn who_waits_takes_no_place_of_those_without_a_header() {
             agent
         })
         .collect();
+    let pending = || world.relay.metric("tollgate_connections_pending", &[]);
+    assert_eq!(pending(), 0);
     for _ in 0..3 {
         let other = world.open(QUIET);
-        world.end(other);
+        world.end_all_but(vec![other], 1);
     }
     let shown_out = world
         .relay
