@@ -136,8 +136,9 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
     let path = request.uri.path();
     let answered = match (path, &request.method) {
         ("/endpoints", &(Method::GET | Method::HEAD)) => {
-            let connected =
-                |view: &View| connected(&view.books.snapshot().accounts, &view.endpoints);
+            let connected = |view: &View| {
+                connected(&view.books.snapshot().accounts, &view.in_force().endpoints)
+            };
             Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
         ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,

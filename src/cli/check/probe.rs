@@ -76,7 +76,9 @@ impl Prober {
             .iter()
             .flat_map(|upstream| &upstream.targets);
         let names = targets.any(|target| matches!(target.host, Host::Name(_)));
-        let resolver = names.then(|| resolver(&config.resolver)).transpose()?;
+        let resolver = names
+            .then(|| resolver(&config.resolver, Arc::default()))
+            .transpose()?;
         let own = config.listeners.iter().flat_map(|listener| &listener.bind);
         Ok(Self {
             own: own.copied().collect(),
