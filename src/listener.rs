@@ -69,6 +69,14 @@ pub fn bind_alone(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
+/// Whether a listener could be bound there now. Nobody can connect meanwhile.
+///
+/// # Errors
+/// Why it could not.
+pub fn could_bind(address: SocketAddr) -> io::Result<()> {
+    socket_for(address)?.bind(&address.into())
+}
+
 fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;

@@ -10,6 +10,7 @@ mod endpoints;
 mod family;
 pub mod health;
 mod http;
+mod live;
 mod metrics;
 mod orders;
 pub mod query;
@@ -43,6 +44,7 @@ pub use endpoints::Connected;
 use health::Readiness;
 pub use http::WARNING;
 use http::{Answer, Json, Requests, Text};
+pub use live::{Address as LiveAddress, Asked, Live, Rates, Row, Sort};
 pub use socket::Socket;
 pub use top::Top;
 
