@@ -4,11 +4,12 @@
 use libtest_mimic::Trial;
 
 mod admitted;
+mod reloaded;
 mod waiting;
 mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [admitted::tests(), waiting::tests()]
+    [admitted::tests(), waiting::tests(), reloaded::tests()]
         .into_iter()
         .flatten()
         .collect()
