@@ -121,6 +121,7 @@ impl Engine {
         let index = self
             .sessions
             .insert(Session::new(new, self.relay.mode, self.now));
+        self.sessions[index].begin(nanos(self.turn));
         for side in Side::ALL {
             let session = &mut self.sessions[index];
             let announced = session.sockets[side as usize].hand_over(token(index, side));

@@ -4,13 +4,21 @@
 use libtest_mimic::Trial;
 
 mod admitted;
+mod noisy;
+mod pacing;
 mod reloaded;
 mod waiting;
 mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [admitted::tests(), waiting::tests(), reloaded::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        admitted::tests(),
+        waiting::tests(),
+        reloaded::tests(),
+        pacing::tests(),
+        noisy::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
