@@ -5,6 +5,8 @@
 CARGO ?= cargo
 PREFIX ?= /usr
 DESTDIR ?=
+# What is installed.
+BIN ?= target/release/tollgate
 
 # Programs and the Debian packages that have them: installed when we are root and apt is there, named otherwise.
 NEED = sh integration/need.sh
@@ -36,8 +38,8 @@ unit: tools ## tests beside the code
 itest: tools ## the real binary in network namespaces, with the shipped configuration
 	$(CARGO) test --locked --test integration
 
-interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3 and jq, as Debian packages them
-	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq
+interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3, jq and systemd, as Debian packages them
+	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq systemd-analyze:systemd
 	$(CARGO) test --locked --test interop
 
 # The relay as it is shipped; what checks it spends its time in copying and comparing, which a debug build does as well.
@@ -56,9 +58,10 @@ build: ## the binary, optimised: target/release/tollgate
 	$(CARGO) build --locked --release --bin tollgate
 
 install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, user, sysctl and example configuration
-	@test -x target/release/tollgate || { echo "make: nothing to install yet: make build" >&2; exit 1; }
-	install -Dm755 target/release/tollgate $(DESTDIR)$(PREFIX)/bin/tollgate
+	@test -x $(BIN) || { echo "make: nothing to install yet: make build" >&2; exit 1; }
+	install -Dm755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tollgate
 	install -Dm644 systemd/tollgate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
+	sed -i 's,/usr/bin/tollgate,$(PREFIX)/bin/tollgate,g' $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
 	install -Dm644 systemd/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf
 	install -Dm644 systemd/tollgate.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
 	test -n "$(DESTDIR)" || systemd-sysusers $(PREFIX)/lib/sysusers.d/tollgate.conf

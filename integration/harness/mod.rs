@@ -17,6 +17,7 @@ pub mod dns;
 pub mod enter;
 pub mod http;
 pub mod ledger;
+pub mod machine;
 pub mod netns;
 pub mod nlb;
 pub mod origin;
