@@ -38,6 +38,7 @@ pub mod listener;
 pub mod orders;
 pub mod peek;
 pub mod places;
+pub mod policy;
 pub mod proxy_protocol;
 pub mod reactor;
 pub mod relay;

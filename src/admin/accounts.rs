@@ -213,6 +213,7 @@ mod tests {
                 name: None,
                 account: Some(Arc::from("finance")),
                 tags: None,
+                policy: Default::default(),
             }],
         };
         let counters = Counters::default();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::PolicyKeys;
 use crate::glob::matches_glob;
 
 /// `[accounts]`.
@@ -84,6 +85,8 @@ pub struct EndpointEntry {
     pub account: Option<Arc<str>>,
     /// Anything else worth knowing.
     pub tags: Option<Vec<Arc<str>>>,
+    /// What it may.
+    pub policy: PolicyKeys,
 }
 
 /// What is known of an endpoint beside its id. Empty where nothing is configured.
@@ -106,22 +109,22 @@ impl EndpointEntry {
 }
 
 impl Endpoints {
-    /// What is said of `endpoint`: the most specific entry wins, key by key.
-    #[must_use]
-    pub fn named(&self, endpoint: &str) -> Named {
+    /// The entries that are about `endpoint`, the most specific first.
+    pub fn about<'a>(&'a self, endpoint: &'a str) -> impl Iterator<Item = &'a EndpointEntry> {
         // There may be thousands of ids, and this is asked for as many endpoints at once.
         let (ids, globs) = self
             .entries
             .split_at(self.entries.partition_point(EndpointEntry::is_id));
         let id = ids.binary_search_by(|entry| (*entry.pattern).cmp(endpoint));
-        let fits = |entry: &&EndpointEntry| matches_glob(&entry.pattern, endpoint);
-        let globs = globs.iter().filter(fits);
-        let entries: Vec<_> = id
-            .ok()
-            .map(|id| &ids[id])
-            .into_iter()
-            .chain(globs)
-            .collect();
+        let fits = move |entry: &&EndpointEntry| matches_glob(&entry.pattern, endpoint);
+        let id = id.ok().map(|id| &ids[id]);
+        id.into_iter().chain(globs.iter().filter(fits))
+    }
+
+    /// What is said of `endpoint`: the most specific entry wins, key by key.
+    #[must_use]
+    pub fn named(&self, endpoint: &str) -> Named {
+        let entries: Vec<_> = self.about(endpoint).collect();
         let first = |of: &dyn Fn(&EndpointEntry) -> Option<Arc<str>>| {
             entries
                 .iter()

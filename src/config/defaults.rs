@@ -37,6 +37,13 @@ pub const MAX_PENDING: usize = 4096;
 /// `[[listener]] max_sessions`.
 pub const MAX_SESSIONS: usize = 100_000;
 
+/// `wait_for`: a client's own timeout is hardly shorter.
+pub const WAIT_FOR: Duration = Duration::from_secs(2);
+/// `max_waiting` of an endpoint or a listener.
+pub const MAX_WAITING: usize = 64;
+/// `[limits] max_waiting`: two descriptors each, of those that sessions could have.
+pub const MAX_WAITING_IN_ALL: usize = 1024;
+
 /// `[[upstream]] connect_timeout`: two lost SYNs (retried after 1 and 3 s) are survived.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// `[[upstream]] connect_deadline`: three addresses that do not answer.

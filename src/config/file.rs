@@ -18,6 +18,7 @@ pub(super) type Key = Option<Spanned<Raw>>;
 pub(super) enum Raw {
     Text(String),
     Integer(i64),
+    Flag(bool),
     List(Vec<Spanned<Raw>>),
     /// A table, key by key as written.
     Table(Vec<(Spanned<String>, Spanned<Raw>)>),
@@ -44,6 +45,7 @@ pub(super) struct File {
     pub(super) metrics: MetricsTable,
     pub(super) ledger: LedgerTable,
     pub(super) audit: AuditTable,
+    pub(super) limits: LimitsTable,
     pub(super) endpoint: Entries,
     pub(super) consumer: Vec<Spanned<ConsumerTable>>,
     pub(super) listener: Vec<Spanned<ListenerTable>>,
@@ -102,7 +104,7 @@ pub(super) struct SessionTable {
 }
 
 /// Keys that belong into a table of a listener or an upstream: they are looked for beside it, where people write them.
-const INNER_KEYS: [(&str, &[&str]); 6] = [
+const INNER_KEYS: [(&str, &[&str]); 7] = [
     (
         "session",
         &[
@@ -133,6 +135,17 @@ const INNER_KEYS: [(&str, &[&str]); 6] = [
         ],
     ),
     ("failover", &["below", "back_above", "back_after"]),
+    (
+        "limits",
+        &[
+            "max_sessions",
+            "sessions_per_second",
+            "sessions_burst",
+            "on_limit",
+            "wait_for",
+            "max_waiting",
+        ],
+    ),
     ("eject", &["pause", "longest", "panic_below"]),
     ("targets", &["target", "priority", "weight"]),
 ];
@@ -186,6 +199,18 @@ pub(super) struct AuditTable {
     pub(super) rotate_age: Key,
 }
 
+/// `[limits]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [limits]")]
+pub(super) struct LimitsTable {
+    pub(super) max_sessions: Key,
+    pub(super) sessions_per_second: Key,
+    pub(super) sessions_burst: Key,
+    pub(super) on_limit: Key,
+    pub(super) wait_for: Key,
+    pub(super) max_waiting: Key,
+}
+
 /// Tables below `[endpoint]`, by the id or glob they are about. The table around them has no place of its own where only they have headers.
 #[derive(Debug, Default)]
 pub(super) struct Entries(pub(super) Vec<(Spanned<String>, Spanned<Raw>)>);
@@ -224,6 +249,11 @@ pub(super) struct ListenerTable {
     pub(super) header_timeout: Key,
     pub(super) max_pending: Key,
     pub(super) max_sessions: Key,
+    pub(super) sessions_per_second: Key,
+    pub(super) sessions_burst: Key,
+    pub(super) on_limit: Key,
+    pub(super) wait_for: Key,
+    pub(super) max_waiting: Key,
     pub(super) session: SessionTable,
     pub(super) socket: Key,
 }
@@ -328,7 +358,7 @@ pub(super) fn unknown_key_help(key: &str, known: &[&str]) -> String {
     if let Some((table, _)) = inner {
         // At the top of the file `session` is a table of its own, with a header; other tables of these names have other keys there.
         return match (*table, known.contains(&"listener")) {
-            ("session", true) => format!("it belongs under [session]: {key} = …"),
+            ("session" | "limits", true) => format!("it belongs under [{table}]: {key} = …"),
             (table, true) => format!("it belongs to an upstream: {table} = {{ {key} = … }}"),
             ("targets", _) => format!(
                 "it belongs to one target: targets = [{{ target = \"HOST:PORT\", {key} = … }}]"
@@ -399,7 +429,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
-        Ok(Raw::Other(if value { "true" } else { "false" }))
+        Ok(Raw::Flag(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Raw, A::Error> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Peers, SessionKeys, SocketOptions};
+use super::{OnLimit, Peers, SessionKeys, SessionRate, SocketOptions};
 
 /// `[[listener]]`.
 #[derive(Debug, Clone)]
@@ -39,6 +39,10 @@ pub struct Listener {
     pub max_pending: usize,
     /// Most sessions open at once.
     pub max_sessions: usize,
+    /// How fast they may come.
+    pub rate: Option<SessionRate>,
+    /// What becomes of a connection beyond.
+    pub on_limit: OnLimit,
     /// `session = { … }` of this listener: what differs from `[session]`.
     pub session: SessionKeys,
     /// `socket = { … }` of this listener: options of the client's leg.

@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod flags;
 mod identity;
+mod limits;
 mod listener;
 mod patterns;
 mod session;
@@ -36,6 +37,7 @@ pub use books::{
 pub use directories::{ADMIN_SOCKET, Directories};
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
+pub use limits::{Cap, Limits, OnDeny, OnLimit, Patience, PolicyKeys, SessionRate, Wish};
 pub use listener::{CrcPolicy, Listener, ProxyProtocol, Route};
 pub use session::{Bound, Keepalive, SessionKeys, SessionLimits};
 pub use socket::SocketOptions;
@@ -88,6 +90,8 @@ pub struct Config {
     pub consumers: Consumers,
     /// Most endpoints shown one by one in `/metrics`; the rest are added up under `other`.
     pub max_metric_endpoints: usize,
+    /// What all endpoints and listeners together may have.
+    pub limits: Limits,
     /// The addresses connections are accepted on. Never empty; names are unique.
     pub listeners: Vec<Listener>,
     /// Where they are forwarded to. Never empty; names are unique.

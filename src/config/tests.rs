@@ -1,11 +1,13 @@
 //! Whole files: what they mean, and what is said about wrong ones.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::time::Duration;
 
 use super::*;
 
 mod books;
+mod limits;
 mod routes;
 mod upstreams;
 
@@ -256,15 +258,6 @@ error: session.idle_timeout: the number 300 has no unit
   |
   = help: write \"300s\" if seconds were meant; or \"off\"";
     assert_eq!(said, expected);
-}
-
-#[test]
-fn later_stages_keys_are_unknown() {
-    for key in ["deny = true", "max_sessions = 5", "sessions_per_second = 5"] {
-        let text = with_on_top(&format!("[endpoint.vpce-1]\n{key}"));
-        let (_, said) = refused(&text);
-        assert!(said.contains("no such key"), "{said}");
-    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl Raw {
         let kind = match self {
             Raw::Text(text) => return Ok(text),
             Raw::Integer(number) => &format!("the number {number}"),
+            Raw::Flag(value) => &format!("{value}"),
             Raw::List(_) => "a list",
             Raw::Table(_) => "a table",
             Raw::Other(kind) => *kind,
@@ -88,7 +89,22 @@ pub(super) fn integer(raw: &Raw, bounds: RangeInclusive<i64>) -> Parsed<usize> {
         Raw::Text(text) => wrong(format!("{text:?} is text where a number belongs"), help),
         Raw::List(_) => wrong("a list where a number belongs", help),
         Raw::Table(_) => wrong("a table where a number belongs", help),
+        Raw::Flag(value) => wrong(format!("{value} where a whole number belongs"), help),
         Raw::Other(kind) => wrong(format!("{kind} where a whole number belongs"), help),
+    }
+}
+
+/// `true` or `false`.
+pub(super) fn flag(raw: &Raw) -> Parsed<bool> {
+    const HELP: &str = "write true or false, without quotes";
+    match raw {
+        Raw::Flag(value) => Ok(*value),
+        Raw::Text(text) => match text.as_str() {
+            "true" | "yes" | "on" => wrong(format!("{text:?} is text"), "write true"),
+            "false" | "no" | "off" => wrong(format!("{text:?} is text"), "write false"),
+            _ => wrong(format!("{text:?} is neither true nor false"), HELP),
+        },
+        _ => wrong("this is neither true nor false", HELP),
     }
 }
 
@@ -429,6 +445,6 @@ pub(super) mod tests {
         let words = [("adaptive", 1), ("copy", 2)];
         assert_eq!(word(&text("copy"), &words), Ok(2));
         assert!(refused(word(&text("adaptiv"), &words)).contains("did you mean \"adaptive\"?"));
-        assert!(refused(word(&Raw::Other("true"), &words)).contains("\"adaptive\", \"copy\""));
+        assert!(refused(word(&Raw::Flag(true), &words)).contains("\"adaptive\", \"copy\""));
     }
 }

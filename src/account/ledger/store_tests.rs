@@ -353,6 +353,7 @@ fn named(name: &str) -> Endpoints {
             name: Some(name.into()),
             account: Some("111122223333".into()),
             tags: Some(vec!["a".into(), "b".into()]),
+            policy: Default::default(),
         }],
     }
 }

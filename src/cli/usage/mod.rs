@@ -290,6 +290,7 @@ total                                   6       4        0    2,000,000         
                 name: Some("new".into()),
                 account: None,
                 tags: Some(vec!["a".into(), "b".into()]),
+                policy: Default::default(),
             }],
         };
         let mut rows = [row("vpce-1"), row("vpce-2")];

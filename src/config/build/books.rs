@@ -11,6 +11,7 @@ use toml::Spanned;
 
 use super::Builder;
 use super::findings::strip;
+use super::limits::{Dependent, POLICY_KEYS};
 use crate::account::ledger::FILE as LEDGER_FILE;
 use crate::config::file::{
     AccountsTable, AuditTable, ConsumerTable, Entries, File, Key, LedgerTable, Raw,
@@ -18,7 +19,7 @@ use crate::config::file::{
 use crate::config::values::{self, Parsed, wrong};
 use crate::config::{
     ADMIN_SOCKET, Accounts, Audit, Consumer, Consumers, Directories, EndpointEntry, Endpoints,
-    Ledger, OnFull, Sink, addresses, defaults, patterns,
+    Ledger, OnFull, PolicyKeys, Sink, addresses, defaults, patterns,
 };
 
 /// Longest path of a socket: `sun_path` of unix(7) without its closing zero.
@@ -194,11 +195,13 @@ impl Builder {
                 .mistake("endpoint", &problem, help, Some(extra.span()));
             return Endpoints::default();
         }
+        let mut policies = Vec::new();
         let mut judged: Vec<_> = entries
             .0
             .iter()
-            .filter_map(|(id, table)| self.endpoint(id, table))
+            .filter_map(|(id, table)| self.endpoint(id, table, &mut policies))
             .collect();
+        self.policies_mean_something(&policies);
         let specific = |entry: &EndpointEntry| match entry.is_id() {
             true => (false, Reverse(0), entry.pattern.clone()),
             false => (true, Reverse(entry.pattern.len()), entry.pattern.clone()),
@@ -207,16 +210,28 @@ impl Builder {
         Endpoints { entries: judged }
     }
 
-    fn endpoint(&mut self, id: &Spanned<String>, table: &Spanned<Raw>) -> Option<EndpointEntry> {
+    fn endpoint(
+        &mut self,
+        id: &Spanned<String>,
+        table: &Spanned<Raw>,
+        policies: &mut Vec<(PolicyKeys, Dependent)>,
+    ) -> Option<EndpointEntry> {
         const EXAMPLE: &str = "a table: [endpoint.\"vpce-08d2bf8fac5001001\"] with name = \"…\"";
         let written = Some(Spanned::new(id.span(), Raw::Text(id.get_ref().clone())));
         let pattern = self.found.value("endpoint", &written, patterns::endpoint);
-        let known = ["name", "account", "tags"];
-        let [name, account, tags] = self.found.open("endpoint", table, EXAMPLE, known)?;
+        const LABELS: [&str; 3] = ["name", "account", "tags"];
+        let mut known = [""; LABELS.len() + POLICY_KEYS.len()];
+        known[..LABELS.len()].copy_from_slice(&LABELS);
+        known[LABELS.len()..].copy_from_slice(&POLICY_KEYS);
+        let [name, account, tags, keys @ ..] =
+            self.found.open("endpoint", table, EXAMPLE, known)?;
+        let (policy, dependent) = self.policy(keys);
+        policies.push((policy.clone(), dependent));
         let entry = EndpointEntry {
             name: self.found.value("endpoint.name", &name, label),
             account: self.found.value("endpoint.account", &account, label),
             tags: self.found.list("endpoint.tags", &tags, tag).map(strip),
+            policy,
             pattern: pattern?,
         };
         if entry
@@ -231,7 +246,7 @@ impl Builder {
         }
         let empty = matches!(table.get_ref(), Raw::Table(keys) if keys.is_empty());
         if empty {
-            let help = "write name, account or tags into it, or remove it";
+            let help = "write name, account, tags or a limit into it, or remove it";
             let problem = "says nothing of the endpoint";
             self.found
                 .mistake("endpoint", problem, help, Some(id.span()));

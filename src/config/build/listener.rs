@@ -94,6 +94,7 @@ impl Builder {
             &table.max_sessions,
             defaults::MAX_SESSIONS,
         );
+        let (rate, on_limit) = self.listener_limits(table);
         let session = self.session("listener.session", &table.session);
         let socket = self.socket("listener.socket", &table.socket);
         Some(Listener {
@@ -111,6 +112,8 @@ impl Builder {
             header_timeout,
             max_pending,
             max_sessions,
+            rate,
+            on_limit,
             session,
             socket,
         })

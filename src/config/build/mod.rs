@@ -2,6 +2,7 @@
 
 mod books;
 mod findings;
+mod limits;
 mod listener;
 mod places;
 mod resolver;
@@ -112,6 +113,7 @@ impl Builder {
         let ledger = self.ledger(&file.ledger);
         let audit = self.audit(&file.audit, state_dir.as_deref());
         let endpoints = self.endpoints(&file.endpoint);
+        let limits = self.limits(&file.limits);
         let consumers = self.consumers(&file.consumer);
         let max_metric_endpoints = self.found.count(
             "metrics.max_endpoints",
@@ -177,6 +179,7 @@ impl Builder {
             endpoints,
             consumers,
             max_metric_endpoints,
+            limits,
             listeners: listeners.into_iter().collect::<Option<_>>()?,
             upstreams: upstreams.into_iter().collect::<Option<_>>()?,
         })

@@ -281,7 +281,7 @@ fn a_wrong_endpoint_is_shown_where_it_stands() {
         (
             "[endpoint.vpce-1]",
             "endpoint",
-            "write name, account or tags",
+            "write name, account, tags or a limit",
         ),
         (
             "[endpoint.vpce-1]\nname = \"a\\nb\"",
