@@ -36,10 +36,11 @@ unit: tools ## tests beside the code
 	$(CARGO) test --locked --doc
 
 itest: tools ## the real binary in network namespaces, with the shipped configuration
+	@$(NEED) systemd-analyze:systemd perl:perl-base
 	$(CARGO) test --locked --test integration
 
 interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3, jq and systemd, as Debian packages them
-	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq systemd-analyze:systemd
+	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq systemd-analyze:systemd perl:perl-base
 	$(CARGO) test --locked --test interop
 
 # The relay as it is shipped; what checks it spends its time in copying and comparing, which a debug build does as well.

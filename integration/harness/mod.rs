@@ -28,6 +28,7 @@ pub mod steady;
 pub mod stream;
 pub mod tap;
 pub mod tls;
+pub mod unit;
 pub mod wan;
 pub mod watched;
 

@@ -13,7 +13,7 @@ use std::{
 use crate::harness::{BOUND, netns::Host, sockets::State};
 
 /// What is needed, and Debian's names for it.
-const NEEDED: [(&str, &str); 10] = [
+const NEEDED: [(&str, &str); 11] = [
     ("haproxy", "haproxy"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
@@ -23,6 +23,7 @@ const NEEDED: [(&str, &str); 10] = [
     ("sqlite3", "sqlite3"),
     ("jq", "jq"),
     ("make", "make"),
+    ("perl", "perl-base"),
     ("systemd-analyze", "systemd"),
 ];
 /// Between two looks at what has no event to wait for.

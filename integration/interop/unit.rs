@@ -14,6 +14,7 @@ use crate::{
         BOUND,
         machine::{self, Machine},
         relay,
+        unit::{PROBES, prober},
     },
     programs::local,
 };
@@ -51,6 +52,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         on_a_machine(
             "the_service_runs_as_its_unit_says_and_may_do_nothing_else",
             the_service_is_shut_in,
+        ),
+        on_a_machine(
+            "systemd_refuses_what_the_harness_refuses_in_its_place",
+            systemd_refuses,
         ),
         on_a_machine(
             "a_killed_service_is_back_and_books_what_it_had_counted",
@@ -196,6 +201,26 @@ fn the_service_is_shut_in() {
     machine.must("systemctl stop tollgate");
     assert_eq!(machine.property("tollgate", "Result"), "success");
     assert_eq!(machine.property("tollgate", "ExecMainStatus"), "0");
+}
+
+/// The unit with a program in it that tries.
+fn systemd_refuses() {
+    let mut machine = installed();
+    let text = machine.read(UNIT);
+    let start = "ExecStart=/usr/bin/tollgate run --config /etc/tollgate/tollgate.toml";
+    assert!(text.contains(start));
+    let prober_runs = "ExecStart=/usr/bin/perl /etc/tollgate/prober\nStandardOutput=file:/run/probed\nExecPaths=/usr/bin/perl";
+    let text = text
+        .replace(start, prober_runs)
+        .replace("Type=notify\n", "Type=oneshot\n")
+        .replace("Restart=on-failure\n", "");
+    machine.write("/usr/lib/systemd/system/tollgate-prober.service", &text);
+    machine.write("/etc/tollgate/prober", &prober());
+    machine.boot();
+    machine.must("systemctl start tollgate-prober");
+    let probed = machine.read("/run/probed");
+    let wanted: Vec<_> = PROBES.iter().map(|(_, _, wanted)| *wanted).collect();
+    assert_eq!(probed.split_whitespace().collect::<Vec<_>>(), wanted);
 }
 
 fn the_service_is_back() {
