@@ -1,6 +1,6 @@
 # tollgate: everything there is to do with it. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit itest interop soak bench build install uninstall clean tools
+.PHONY: help demo test check unit itest interop soak bench build package install uninstall clean tools
 
 CARGO ?= cargo
 PREFIX ?= /usr
@@ -57,6 +57,15 @@ bench: tools ## the relay beside nginx, HAProxy and kernel NAT, and what its boo
 
 build: ## the binary, optimised: target/release/tollgate
 	$(CARGO) build --locked --release --bin tollgate
+
+# Not part of `make test`: two release builds, the tools that make packages, and on the first run a compiler for aarch64 are half an hour of two cores.
+# X86_64=FILE and AARCH64=FILE take binaries that are there already.
+export X86_64 AARCH64
+package: tools ## .deb, .rpm, static binaries and an OCI image, for x86-64 and aarch64: target/package/; then installs, runs and removes them
+	@$(NEED) rpm:rpm dpkg-deb:dpkg man:man-db readelf:binutils skopeo:skopeo qemu-aarch64-static:qemu-user-static nginx:nginx-light curl:curl
+	sh deploy/package/tools.sh
+	sh deploy/package/all.sh
+	$(CARGO) test --locked --test package
 
 install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, user, sysctl and example configuration
 	@test -x $(BIN) || { echo "make: nothing to install yet: make build" >&2; exit 1; }

@@ -129,21 +129,32 @@ impl Machine {
         self.root().join(path.trim_start_matches('/'))
     }
 
+    /// Where a path of its is, as its processes see it: /run and what else is mounted since it was booted included.
+    fn within(&self, path: &str) -> PathBuf {
+        match &self.booted {
+            Some(booted) => PathBuf::from(format!("/proc/{}/root{path}", booted.first)),
+            None => self.path(path),
+        }
+    }
+
+    /// Copies a file of this machine to it.
+    #[track_caller]
+    pub fn copy(&self, from: &Path, path: &str) {
+        let path = self.within(path);
+        fs::copy(from, &path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
     /// Writes a file on it.
     #[track_caller]
     pub fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
+        let path = self.within(path);
         fs::create_dir_all(path.parent().expect("it is in a folder")).expect("it is ours");
         fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
-    /// What is in a file of it; for one that runs, what its processes see at that place.
+    /// What is in a file of it; nothing, where there is none.
     pub fn read(&self, path: &str) -> String {
-        let path = match &self.booted {
-            Some(booted) => PathBuf::from(format!("/proc/{}/root{path}", booted.first)),
-            None => self.path(path),
-        };
-        fs::read_to_string(path).unwrap_or_default()
+        fs::read_to_string(self.within(path)).unwrap_or_default()
     }
 
     /// Every path that is not as it is on this machine: made, changed, or taken away.
