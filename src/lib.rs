@@ -40,6 +40,7 @@ pub mod peek;
 pub mod places;
 pub mod policy;
 pub mod proxy_protocol;
+pub mod pulse;
 pub mod reactor;
 pub mod relay;
 pub mod route;

@@ -14,7 +14,6 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::account::audit::{Facts, Refused, Scribe};
@@ -24,6 +23,7 @@ use crate::account::{
 };
 use crate::admin::health::{self, Readiness};
 use crate::config::{self, Consumers, ProxyProtocol, SendProxy, SessionLimits};
+use crate::drain::Notice;
 use crate::leg;
 use crate::peek::read::peek;
 use crate::peek::{Name, Seen};
@@ -82,8 +82,8 @@ pub struct Entrance {
     pub ready: Arc<AtomicBool>,
     /// Whether the process should get traffic.
     pub readiness: Readiness,
-    /// The drain's deadline has come.
-    pub over: CancellationToken,
+    /// How far the process is drained.
+    pub notice: Rc<Notice>,
     /// Bounds the lines that refused connections cause.
     pub refusal_log: LogLimiter,
     /// Bounds the lines that failing accepts cause.
@@ -137,10 +137,12 @@ struct Arrival {
 
 /// Serves one accepted connection until the engine has it or it has ended.
 pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket, load: Load) {
+    let (over, late) = (entrance.notice.over(), entrance.notice.refuses());
     let arrival = tokio::select! {
         arrival = arrive(&entrance, &mut pending, &ticket) => arrival,
         () = ticket.shown_out() => Err(End::Refused(Refusal::Pending)),
-        () = entrance.over.cancelled() => Err(End::Refused(Refusal::Draining)),
+        () = over.cancelled() => Err(End::Refused(Refusal::Draining)),
+        () = entrance.patience(), if late => Err(End::Refused(Refusal::Draining)),
     };
     let Pending { client, peer, .. } = pending;
     let (mut arrival, way) = match arrival {
@@ -155,7 +157,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                 // Boxed: it is larger than all the rest, and every connection would carry room for it.
                 () = Box::pin(health::answer(client, sent, entrance.readiness.clone())) => {}
                 () = ticket.shown_out() => {}
-                () = entrance.over.cancelled() => {}
+                () = over.cancelled() => {}
             };
         }
         Err(End::Empty) => {
@@ -170,6 +172,9 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     };
     drop(ticket);
     let whose = entrance.whose(&arrival, Some(&way));
+    if late {
+        return entrance.refuse(client, peer, whose, Refusal::Draining);
+    }
     let Some(taken) = entrance.places.take() else {
         return entrance.refuse(client, peer, whose, Refusal::ListenerLimit);
     };
@@ -179,7 +184,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let mut meter = entrance.open(whose, peer);
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
-        () = entrance.over.cancelled() => Err(CloseReason::Drained),
+        () = over.cancelled() => Err(CloseReason::Drained),
     };
     match connected {
         Ok(Connected {
@@ -200,6 +205,7 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                     peer,
                 },
                 ahead,
+                pace: None,
                 place: Place { taken, load, hold },
             });
         }
@@ -409,6 +415,12 @@ impl Entrance {
     #[must_use]
     pub fn shard(&self) -> &ListenerShard {
         self.books.listener(self.index, self.worker)
+    }
+
+    /// How long whoever comes during a drain may take to show that it is a health check: one that is none should soon try elsewhere.
+    async fn patience(&self) {
+        let until = Instant::now() + self.settings.header_timeout;
+        self.reactor.sleep_until(until).await;
     }
 
     /// Resets a connection whose header is refused: dropping it does.

@@ -74,6 +74,14 @@ impl Spread {
         self.workers[worker].open.load(Ordering::Relaxed)
     }
 
+    /// Connections that are open in all.
+    #[must_use]
+    pub fn all_open(&self) -> usize {
+        (0..self.workers.len())
+            .map(|worker| self.open(worker))
+            .sum()
+    }
+
     /// Who should take the next connection that `worker` accepts.
     #[must_use]
     pub fn keeper(&self, worker: usize) -> usize {

@@ -24,11 +24,12 @@ use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
 use crate::admin::{Booking, Room, Top, View};
 use crate::config::{Config, Host};
-use crate::drain::Phase;
+use crate::drain::Stand;
 use crate::leg::{self, Refused};
 use crate::listener::{bind, claim};
 use crate::orders::Orders;
 use crate::places::Places;
+use crate::pulse::Pulse;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
@@ -41,7 +42,7 @@ use crate::worker::{Door, Worker, WorkerError};
 
 pub use self::books::KeepError;
 use self::books::Keeping;
-use self::conduct::{Signals, conduct};
+use self::conduct::{Census, Scene, Signals, conduct};
 use self::ports::Ports;
 
 /// Threads at once for what would keep the control thread too long: lists, the end of the trail. More waits.
@@ -91,6 +92,12 @@ pub enum SupervisorError {
     /// A worker failed. The process cannot go on with a share of its listeners dead.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// A worker does not end.
+    #[error("a worker has not ended {after:.1?} after it was told to; please report")]
+    Stuck {
+        /// How long it had.
+        after: Duration,
+    },
     /// A worker panicked.
     #[error("a worker panicked; the message is above")]
     Panicked,
@@ -193,8 +200,10 @@ async fn supervise(
     .await;
     match &ended {
         // Other workers still count: their counters are booked by the next process, their sessions closed as crashed.
-        Err(SupervisorError::Worker(_) | SupervisorError::Panicked) => {}
-        _ => keeping.end().await,
+        Err(
+            SupervisorError::Worker(_) | SupervisorError::Panicked | SupervisorError::Stuck { .. },
+        ) => {}
+        _ => systemd::with_more_time(keeping.end()).await,
     }
     if ended.is_ok() {
         info!("ended");
@@ -218,10 +227,10 @@ async fn relay(
     let books = &keeping.books;
     let workers = config.workers.get();
     let consumers = Arc::new(config.consumers.clone());
-    let (phase_sender, phase) = watch::channel(Phase::default());
+    let (stand_sender, stand) = watch::channel(Stand::serving(Instant::now().into_std()));
     let needed = config.fail_without.iter();
     let readiness = Readiness {
-        phase,
+        stand,
         needed: needed.map(|index| upstreams[*index].clone()).collect(),
         booking: Booking {
             ledger: keeping.ledger.clone(),
@@ -233,23 +242,28 @@ async fn relay(
     let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
-    let doors = doors.into_iter().zip(passed).zip(scribes);
-    let mut workers_said = start_workers(doors, |index, ((doors, passed), scribe)| Worker {
-        index,
-        control: Handle::current(),
-        config: config.clone(),
-        consumers: consumers.clone(),
-        books: books.clone(),
-        scribe,
-        upstreams: upstreams.clone(),
-        doors,
-        pipe_budget: pipe_budget.clone(),
-        spread: spread.clone(),
-        descriptors: descriptors.clone(),
-        ready: ready.clone(),
-        passed,
-        readiness: readiness.clone(),
-    })?;
+    let watchdog = systemd::watchdog();
+    let (pulse, hearts) = Pulse::new(workers);
+    let hearts = hearts.into_iter().map(|heart| watchdog.map(|_| heart));
+    let doors = doors.into_iter().zip(passed).zip(scribes).zip(hearts);
+    let mut workers_said =
+        start_workers(doors, |index, (((doors, passed), scribe), heart)| Worker {
+            index,
+            control: Handle::current(),
+            config: config.clone(),
+            consumers: consumers.clone(),
+            books: books.clone(),
+            scribe,
+            upstreams: upstreams.clone(),
+            doors,
+            pipe_budget: pipe_budget.clone(),
+            spread: spread.clone(),
+            descriptors: descriptors.clone(),
+            ready: ready.clone(),
+            passed,
+            heart,
+            readiness: readiness.clone(),
+        })?;
     all_started(&mut workers_said, workers).await?;
     let fit = connections_that_fit(open_files, config);
     rooms
@@ -258,6 +272,15 @@ async fn relay(
     descriptors.add_permits(fit);
     ready.store(true, Ordering::Relaxed);
     let (orders, mut given) = Orders::new();
+    let (seen, all) = (rooms.clone(), spread.clone());
+    let census = || {
+        let pending = seen.iter().map(|room| room.pending.taken()).sum();
+        Census {
+            sessions: all.all_open().saturating_sub(pending),
+            pending,
+            listeners: seen.len(),
+        }
+    };
     ports.serve(View {
         orders,
         books: books.clone(),
@@ -272,15 +295,17 @@ async fn relay(
         endpoints: config.endpoints.clone(),
         began: Instant::now(),
     });
-    systemd::ready(config.listeners.len());
-    conduct(
-        config,
-        &phase_sender,
-        signals,
-        &mut workers_said,
-        &mut given,
-    )
-    .await
+    if let Some(within) = watchdog {
+        spawn_local(pulse.tell(within));
+    }
+    let words = stand_sender.borrow().words(0, config.listeners.len());
+    systemd::ready(&words);
+    let scene = Scene {
+        drain: &|| config.drain.clone(),
+        census: &census,
+        stand: &stand_sender,
+    };
+    conduct(&scene, signals, &mut workers_said, &mut given).await
 }
 
 /// Binds every address for every worker, before any thread starts: an address in use ends the process, not a worker.

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{JoinError, JoinHandle, LocalSet};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -27,9 +27,10 @@ use crate::account::audit::Scribe;
 use crate::account::{Books, Cache, CloseReason};
 use crate::admin::health::Readiness;
 use crate::config::{self, Config, Consumers, SendProxy};
-use crate::drain::Phase;
+use crate::drain::{Notice, Phase, Stand};
 use crate::listener::{accept_loop, receive_loop};
 use crate::places::Places;
+use crate::pulse::Heart;
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::{Engine, Review};
 use crate::relay::pipes::Budget;
@@ -70,6 +71,8 @@ pub struct Worker {
     pub ready: Arc<AtomicBool>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
+    /// Answers for it where a watchdog wants to know that it turns.
+    pub heart: Option<Heart>,
     /// How far the process is on its way out, and whether it should get traffic.
     pub readiness: Readiness,
 }
@@ -108,7 +111,7 @@ pub enum WorkerError {
 }
 
 impl Worker {
-    /// Serves until the phase is [`Phase::Over`], or [`Phase::Finishing`] and nothing is open any more. Calls `started` once it
+    /// Serves until the process ends: at [`Phase::Over`], or earlier when nothing is open any more. Calls `started` once it
     /// accepts.
     ///
     /// # Errors
@@ -139,7 +142,7 @@ impl Worker {
         engine: Rc<RefCell<Engine>>,
         started: impl FnOnce(),
     ) -> io::Result<()> {
-        let (stop, over) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, notice) = (CancellationToken::new(), Rc::<Notice>::default());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
         let dialers = self.dialers(&reactor);
         for (upstream, dialer) in dialers.iter().enumerate() {
@@ -158,7 +161,7 @@ impl Worker {
         };
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &gear, &dialers, &over);
+            let entrance = self.entrance(index, &door, &gear, &dialers, &notice);
             entrances.push(entrance.clone());
             for socket in door.sockets {
                 let listener = Watched::new(&reactor, socket.into())?;
@@ -184,10 +187,12 @@ impl Worker {
             sessions.clone(),
             stop.clone(),
         ));
+        if let Some(heart) = self.heart.take() {
+            spawn_local(heart.beat()); // to its very end
+        }
         started();
-        let mut phase = self.readiness.phase.clone();
-        // Fails only when the control thread is gone: then there is nobody left to serve for.
-        let _ = phase.wait_for(|phase| *phase >= Phase::Finishing).await;
+        let mut stand = self.readiness.stand.clone();
+        follow(&mut stand, &engine, &notice).await;
         stop.cancel();
         accepting.close();
         accepting.wait().await;
@@ -201,9 +206,9 @@ impl Worker {
         };
         tokio::select! {
             () = done => {}
-            _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
+            _ = stand.wait_for(|stand| stand.phase == Phase::Over) => {}
         }
-        over.cancel(); // whatever is not relaying yet ends itself
+        notice.cut(); // whatever is not relaying yet ends itself
         sessions.wait().await;
         engine.borrow_mut().end_all(CloseReason::Drained);
         Ok(())
@@ -243,7 +248,7 @@ impl Worker {
         door: &Door,
         gear: &Gear,
         dialers: &[Rc<Dialer>],
-        over: &CancellationToken,
+        notice: &Rc<Notice>,
     ) -> Rc<Entrance> {
         let settings = self.config.listeners[index].clone();
         let reachable = settings.reachable();
@@ -278,11 +283,39 @@ impl Worker {
             ready: self.ready.clone(),
             places: door.sessions.clone(),
             readiness: self.readiness.clone(),
-            over: over.clone(),
+            notice: notice.clone(),
             refusal_log: LogLimiter::default(),
             accept_log: LogLimiter::default(),
             settings,
         })
+    }
+}
+
+/// Does what the phases ask for as long as the process may stay, and returns when it is to end and takes nothing new any more.
+async fn follow(stand: &mut watch::Receiver<Stand>, engine: &RefCell<Engine>, notice: &Notice) {
+    loop {
+        let now = *stand.borrow_and_update();
+        {
+            let mut engine = engine.borrow_mut();
+            engine.begin(Instant::now());
+            match now.phase {
+                Phase::Serving | Phase::Leaving => engine.drain(None),
+                Phase::Finishing => engine.drain(now.closing),
+                Phase::Drained => engine.end_all(CloseReason::Drained),
+                Phase::Over => {}
+            }
+        }
+        let takes_nothing = now.phase >= Phase::Finishing;
+        if takes_nothing && now.ends {
+            return; // who waits in the accept queue is still served, unless nobody was before
+        }
+        notice.refuse(takes_nothing);
+        if now.phase == Phase::Drained {
+            notice.cut();
+        }
+        if stand.changed().await.is_err() {
+            return; // the control thread is gone: then there is nobody left to serve for
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 const EACH: u64 = 1024;
 
 /// As many connections as asked for, or as the hard limit of descriptors leaves room for: the relay needs two for each, and so do we.
-fn as_many_as(wanted: u64) -> u64 {
+pub(super) fn as_many_as(wanted: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum;
     setrlimit(
@@ -53,7 +53,7 @@ fn as_many_as(wanted: u64) -> u64 {
     if fit < wanted {
         let _ = writeln!(
             io::stderr(),
-            "idle connections: {fit}, not {wanted}, because `ulimit -Hn` is {hard:?}"
+            "connections: {fit}, not {wanted}, because `ulimit -Hn` is {hard:?}"
         );
     }
     fit

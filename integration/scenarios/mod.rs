@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use libtest_mimic::Trial;
 
 mod addressed;
+mod admin;
 mod ahead;
 mod balance;
 mod blocked;
@@ -56,6 +57,7 @@ mod streams;
 mod switching;
 mod t1;
 mod t2;
+mod t3;
 mod t4;
 mod urgent;
 mod vanish;
@@ -69,6 +71,7 @@ pub(crate) fn other_part() -> Option<fn() -> ExitCode> {
 
 pub(crate) fn tests() -> Vec<Trial> {
     [
+        admin::tests(),
         header::tests(),
         operation::tests(),
         options::tests(),
@@ -102,6 +105,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         failover::tests(),
         t1::tests(),
         t2::tests(),
+        t3::tests(),
         balance::tests(),
         ahead::tests(),
         t4::tests(),

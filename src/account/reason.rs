@@ -76,7 +76,7 @@ counted_by! {
         NoRoute = "no_route",
         /// The listener has `max_sessions`.
         ListenerLimit = "listener_limit",
-        /// It had no whole header when the drain's deadline came.
+        /// It came when nothing new was taken any more, or had no whole header when the drain's deadline came.
         Draining = "draining",
         /// It could not be recorded, and `audit.on_full` is `block`.
         Audit = "audit",

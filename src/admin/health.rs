@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::Booking;
 use super::http::{self, Answer, Requests, Text};
 use crate::config::{CrcPolicy, Peers};
-use crate::drain::Phase;
+use crate::drain::Stand;
 use crate::proxy_protocol::decode::{Rules, decode};
 use crate::upstream::Upstream;
 
@@ -23,7 +23,7 @@ use crate::upstream::Upstream;
 #[derive(Debug, Clone)]
 pub struct Readiness {
     /// How far the process is on its way out.
-    pub phase: watch::Receiver<Phase>,
+    pub stand: watch::Receiver<Stand>,
     /// Upstreams without whose usable addresses there should be no traffic.
     pub needed: Arc<[Arc<Upstream>]>,
     /// How the books are kept.
@@ -33,7 +33,7 @@ pub struct Readiness {
 impl Readiness {
     /// Whether the balancer should send traffic here, and what to say to it.
     fn now(&self) -> (bool, String) {
-        let phase = *self.phase.borrow();
+        let phase = self.stand.borrow().phase;
         if !phase.is_ready() {
             return (false, phase.name().to_owned());
         }

@@ -12,6 +12,7 @@ use prometheus::{Encoder, TextEncoder};
 use super::family::{Family, counter, gauge};
 use super::{View, accounts, upstreams};
 use crate::account::{AcceptError, Fallback, PeekOutcome, Refusal, RelayPath, Snapshot};
+use crate::drain::Phase;
 use crate::proxy_protocol::header::HeaderError;
 
 /// Everything, as text.
@@ -24,6 +25,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     families.extend(upstreams::families(&view.upstreams));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
+    families.push(phase(view));
     families.push(dropped_lines(view));
     families.push(dns_queries(view));
     families.retain(|family| !family.get_metric().is_empty());
@@ -154,6 +156,18 @@ fn build_info() -> MetricFamily {
     let mut info = gauge("tollgate_build_info", "The version that runs; always 1.");
     info.add(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     info.into_proto()
+}
+
+fn phase(view: &View) -> MetricFamily {
+    let now = view.readiness.stand.borrow().phase;
+    let mut phase = gauge(
+        "tollgate_phase",
+        "Whether the process serves or how far it is drained: 1 for the phase that it is in, 0 for the others.",
+    );
+    for each in Phase::ALL {
+        phase.add(&[("phase", each.name())], u64::from(each == now));
+    }
+    phase.into_proto()
 }
 
 fn dropped_lines(view: &View) -> MetricFamily {

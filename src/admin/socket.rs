@@ -141,6 +141,7 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
             Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
         ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,
+        ("/phase", &(Method::GET | Method::HEAD)) => Ok(Json(super::status::drain(&view)).into()),
         ("/anchor", &(Method::GET | Method::HEAD)) => anchor(&view),
         ("/usage/export", &Method::POST) if caller.trusted => {
             export(&view, request.uri.query()).await

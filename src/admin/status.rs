@@ -14,7 +14,8 @@ pub(super) fn status(view: &View) -> Value {
     let [ledger, audit] = view.readiness.booking.status();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "phase": view.readiness.phase.borrow().name(),
+        "phase": view.readiness.stand.borrow().phase.name(),
+        "drain": drain(view),
         "uptime_seconds": now.duration_since(view.began).as_secs(),
         "workers": view.workers,
         "ledger": ledger,
@@ -31,6 +32,13 @@ pub(super) fn status(view: &View) -> Value {
         "accounts": snapshot.accounts.iter().map(account).collect::<Vec<_>>(),
         "overflowed": snapshot.overflowed,
     })
+}
+
+/// How far the process is on its way out, or out of the balancer.
+pub(super) fn drain(view: &View) -> Value {
+    let pending = view.rooms.iter().map(|room| room.pending.taken()).sum();
+    let sessions = view.spread.all_open().saturating_sub(pending);
+    view.readiness.stand.borrow().report(sessions)
 }
 
 fn account(account: &AccountTotals) -> Value {

@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod completions;
 mod decode;
+mod drain;
 mod endpoints;
 mod exit;
 mod man;
@@ -53,6 +54,8 @@ enum Command {
     Usage(usage::Args),
     Endpoints(endpoints::Args),
     Audit(audit::Args),
+    Drain(drain::Args),
+    Undrain(drain::UndrainArgs),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -92,6 +95,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
+        Command::Drain(arguments) => drain::drain(&arguments),
+        Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     }

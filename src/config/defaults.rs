@@ -10,6 +10,8 @@ pub const ADMIN_BIND: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LO
 pub const DRAIN_ACCEPT_FOR: Duration = Duration::from_secs(150);
 /// `[drain] deadline`: NLB's own deregistration delay by default.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(300);
+/// `[drain] spread`: this part of the deadline, so that what is closed does not come back all at once.
+pub const DRAIN_SPREAD: u32 = 5;
 
 /// `[session] idle_timeout`: far above the 350 s after which NLB forgets a silent connection: keepalive has kept it alive
 /// until then, so that silence is the application's own.

@@ -75,6 +75,7 @@ pub(super) struct HealthTable {
 pub(super) struct DrainTable {
     pub(super) accept_for: Key,
     pub(super) deadline: Key,
+    pub(super) spread: Key,
     pub(super) close: Key,
 }
 

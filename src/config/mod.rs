@@ -7,6 +7,7 @@
 mod addresses;
 mod books;
 mod build;
+mod changes;
 pub mod defaults;
 mod directories;
 mod error;
@@ -34,6 +35,7 @@ use ipnet::IpNet;
 pub use books::{
     Accounts, Audit, Consumer, Consumers, EndpointEntry, Endpoints, Ledger, Named, OnFull, Sink,
 };
+pub use changes::{Change, changes};
 pub use directories::{ADMIN_SOCKET, Directories};
 pub use error::{Error, ErrorKind, Mistake};
 pub use flags::Flags;
@@ -158,13 +160,15 @@ pub struct HealthPort {
     pub trusted_peers: Peers,
 }
 
-/// `[drain]`: from SIGTERM to the end.
+/// `[drain]`: from SIGTERM to the end, or from `tollgate drain` until nothing is open.
 #[derive(Debug, Clone)]
 pub struct Drain {
     /// How long connections are still accepted while the health checks already fail.
     pub accept_for: Duration,
     /// How long sessions may go on after that.
     pub deadline: Duration,
+    /// How long before the deadline closing begins, each session at a moment of its own. At most the deadline.
+    pub spread: Duration,
     /// How a session that outlives the deadline is closed.
     pub close: CloseWith,
 }

@@ -32,6 +32,24 @@ pub enum Bound {
     After(Duration),
 }
 
+impl SessionKeys {
+    /// With the default of each key that was not written.
+    #[must_use]
+    pub(super) fn or_default(&self) -> Self {
+        let or = |key: Option<Bound>, default| key.or(Some(Bound::After(default)));
+        let (interval, probes) = (self.keepalive_interval, self.keepalive_probes);
+        Self {
+            idle_timeout: or(self.idle_timeout, defaults::IDLE_TIMEOUT),
+            half_close_timeout: or(self.half_close_timeout, defaults::HALF_CLOSE_TIMEOUT),
+            max_age: self.max_age.or(Some(Bound::Off)),
+            keepalive_idle: or(self.keepalive_idle, defaults::KEEPALIVE_IDLE),
+            keepalive_interval: interval.or(Some(defaults::KEEPALIVE_INTERVAL)),
+            keepalive_probes: probes.or(Some(defaults::KEEPALIVE_PROBES)),
+            user_timeout: or(self.user_timeout, defaults::USER_TIMEOUT),
+        }
+    }
+}
+
 /// The limits one session runs under: `[session]` with the listener's and then the upstream's keys laid over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {

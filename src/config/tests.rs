@@ -79,6 +79,7 @@ fn everything_has_its_default() {
     assert_eq!(config.drain.accept_for, Duration::from_secs(150));
     assert_eq!(config.drain.deadline, Duration::from_secs(300));
     assert_eq!(config.drain.close, CloseWith::Fin);
+    assert_eq!(config.drain.spread, Duration::from_secs(60), "a fifth");
     assert_eq!(config.log.format, LogFormat::Auto);
     assert_eq!(config.log.level, tracing::Level::INFO);
     assert_eq!(
@@ -136,6 +137,7 @@ trusted_peers = ["10.0.0.0/8", "fd00::1"]
 [drain]
 accept_for = "0s"
 deadline = "0s"
+spread = "off"
 close = "rst"
 [log]
 format = "json"
@@ -196,8 +198,12 @@ session = { idle_timeout = "2m" }
         matches!(config.health, Some(HealthPort { trusted_peers: Peers::Within(ref nets), .. }) if nets.len() == 2)
     );
     assert_eq!(
-        (config.drain.accept_for, config.drain.deadline),
-        (Duration::ZERO, Duration::ZERO)
+        (
+            config.drain.accept_for,
+            config.drain.deadline,
+            config.drain.spread
+        ),
+        (Duration::ZERO, Duration::ZERO, Duration::ZERO)
     );
     let relay = Relay {
         mode: RelayMode::Copy,
@@ -526,6 +532,24 @@ fn the_examples_of_the_readme_are_valid() {
     assert_eq!((&*named.name, &*named.tags), ("acme production", "gold eu"));
     assert_eq!(books.consumers.entries.len(), 1);
     assert_eq!(blocks.next(), None, "each example is tried");
+}
+
+#[test]
+fn a_drain_closes_sessions_before_its_deadline_and_not_before_it_begins() {
+    let drain = |keys: &str| valid(&with_on_top(&format!("[drain]\n{keys}"))).drain;
+    let spread = |keys: &str| drain(keys).spread;
+    assert_eq!(spread("deadline = \"10s\""), Duration::from_secs(2));
+    assert_eq!(
+        spread("deadline = \"10s\"\nspread = \"10s\""),
+        Duration::from_secs(10)
+    );
+    let said = error(&with_on_top(
+        "[drain]\ndeadline = \"10s\"\nspread = \"11s\"",
+    ));
+    let said = said.render(false);
+    for part in ["drain.spread", "drain.deadline", "10s\" at most"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
 }
 
 #[test]

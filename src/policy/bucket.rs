@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Nanoseconds since the process first asked: more than 500 years of them.
+/// Nanoseconds since an hour before the process first asked: more than 500 years of them.
 pub type Nanos = u64;
 
 const SECOND: u128 = 1_000_000_000;
@@ -16,13 +16,17 @@ const SECOND: u128 = 1_000_000_000;
 /// Nothing else hangs on what the words say.
 const ORDER: Ordering = Ordering::Relaxed;
 
+/// How long before the first point in time they begin.
+const BEFORE: Duration = Duration::from_secs(3600);
+
 /// What the clocks of all buckets begin at.
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
 /// A point in time, as buckets count.
 #[must_use]
 pub fn nanos(at: Instant) -> Nanos {
-    let epoch = *EPOCH.get_or_init(|| at);
+    // Another thread may have looked at the clock before and ask after us.
+    let epoch = *EPOCH.get_or_init(|| at.checked_sub(BEFORE).unwrap_or(at));
     let since = at.saturating_duration_since(epoch).as_nanos();
     Nanos::try_from(since).unwrap_or(Nanos::MAX)
 }

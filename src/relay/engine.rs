@@ -5,6 +5,7 @@
 //! each that is the engine's, [`Engine::go_on`]. It reads no clock itself.
 
 use std::collections::VecDeque;
+use std::hash::RandomState;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +27,10 @@ use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
 use crate::config::{CloseWith, Relay};
+use crate::drain::Closing;
 use crate::leg;
+use crate::policy::bucket::{Nanos, nanos};
+use crate::policy::pace::Pace;
 
 /// See the module.
 #[derive(Debug)]
@@ -43,12 +47,16 @@ pub struct Engine {
     worker: usize,
     began: Instant,
     now: Millis,
+    /// When its turn began.
+    turn: Instant,
     /// The session after the one that was measured last.
     measured: usize,
     /// The place after the one that was recorded last.
     recorded: usize,
     /// Told whenever there is no session left.
     emptied: Rc<Notify>,
+    /// When sessions are closed because of a drain, and what decides by chance which is when.
+    closing: Option<(Closing, RandomState)>,
 }
 
 impl Engine {
@@ -61,6 +69,7 @@ impl Engine {
         close_with: CloseWith,
         budget: Arc<Budget>,
     ) -> Self {
+        let began = Instant::now();
         Self {
             sessions: Slab::new(),
             more: VecDeque::new(),
@@ -71,11 +80,13 @@ impl Engine {
             close_with,
             books,
             worker,
-            began: Instant::now(),
+            began,
             now: 0,
+            turn: began,
             measured: 0,
             recorded: 0,
             emptied: Rc::default(),
+            closing: None,
         }
     }
 
@@ -115,7 +126,30 @@ impl Engine {
             let announced = session.sockets[side as usize].hand_over(token(index, side));
             session.announced(side, announced);
         }
+        if self.closing.is_some() {
+            self.drain_one(index);
+        }
         self.drive(index);
+    }
+
+    /// Closes each session at a moment of its own, those that come later too; `None`: none because of a drain.
+    pub fn drain(&mut self, closing: Option<Closing>) {
+        self.closing = closing.map(|closing| (closing, RandomState::new()));
+        for index in 0..self.sessions.capacity() {
+            if self.sessions.contains(index) {
+                self.drain_one(index);
+                self.schedule(index);
+            }
+        }
+    }
+
+    fn drain_one(&mut self, index: usize) {
+        let moment = self.closing.as_ref().map(|(closing, keys)| {
+            let moment = closing.moment(keys, index);
+            let after = moment.saturating_duration_since(self.began).as_millis();
+            u64::try_from(after).unwrap_or(Millis::MAX)
+        });
+        self.sessions[index].lifetime.drain(moment);
     }
 
     /// Ends every session: the drain's deadline has come.
@@ -182,10 +216,21 @@ impl Engine {
         }
     }
 
+    /// From now on the session in this place, if there is one, goes by another pace, or by none.
+    pub fn repace(&mut self, index: usize, pace: Option<Pace>) {
+        if let Some(session) = self.sessions.get_mut(index)
+            && session.repace(pace, nanos(self.turn))
+        {
+            self.drive(index);
+            self.listen(index, None);
+        }
+    }
+
     /// A turn begins.
     pub fn begin(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.began).as_millis();
         self.now = u64::try_from(elapsed).unwrap_or(Millis::MAX);
+        self.turn = now;
     }
 
     /// An event of one of its sockets.
@@ -240,11 +285,15 @@ impl Engine {
                     return;
                 };
                 let direction = side.outgoing();
+                let now = self.turn;
+                let pacer = session.pacer.as_deref_mut();
+                let gate = pacer.and_then(|pacer| pacer.gate(direction, nanos(now)));
                 let shard = self.books.worker(self.worker);
                 let last = session.halves[side.other().outgoing() as usize].is_finished();
                 let mut pump = Pump {
                     direction,
                     half: &mut session.halves[direction as usize],
+                    gate,
                     pipe: &mut session.pipes[direction as usize],
                     source: &session.sockets[side as usize],
                     sink: &session.sockets[side.other() as usize],
@@ -259,6 +308,9 @@ impl Engine {
                 let finished_before = pump.half.is_finished();
                 let turn = pump.turn();
                 let moved = pump.moved;
+                if session.halves[direction as usize].is_held_up() {
+                    session.smooth(side);
+                }
                 if let Some(size) = self.relay.stalled_receive_buffer
                     && session.halves[direction as usize].began_to_stall()
                 {
@@ -316,6 +368,7 @@ impl Engine {
         session.half(side.outgoing()).source_failing();
         let into = side.other().outgoing();
         session.half(into).sink_lost();
+        session.release(into, nanos(self.turn));
         if let Some(pipe) = session.pipes[into as usize].take() {
             self.pipes.destroy(pipe, self.books.worker(self.worker));
         }
@@ -353,11 +406,16 @@ impl Engine {
 
     /// Looks at a session whose deadline came.
     fn judge(&mut self, index: usize) {
-        let (now, farewell) = (self.now, self.farewell());
+        let (now, turn, farewell) = (self.now, nanos(self.turn), self.farewell());
         let Some(session) = self.sessions.get_mut(index) else {
             return;
         };
         session.due = None;
+        let held_up = session.is_held_up();
+        let let_go = session.let_go(turn);
+        if held_up {
+            session.lifetime.moved(now); // it would, if it were allowed to
+        }
         if let Some(limits) = session.lifetime.take_guard(now) {
             // Fails only on a socket whose connection is gone, which the next read or write tells.
             let _ = leg::guard(&session.sockets[Side::Upstream as usize], limits);
@@ -373,14 +431,21 @@ impl Engine {
         let verdict = lifetime.judge(now, phase, farewell, || undelivered(halves, sockets, *lost));
         match verdict {
             Verdict::End(reason, farewell) => self.end(index, reason, farewell),
+            Verdict::GoOn if let_go => {
+                self.drive(index);
+                self.listen(index, None);
+            }
             Verdict::GoOn => self.schedule(index),
         }
     }
 
     /// Brings the session's timer forward when its deadline did; one that moved back is found when the timer goes off.
     fn schedule(&mut self, index: usize) {
-        let session = &mut self.sessions[index];
-        let wanted = session.lifetime.deadline(session.phase());
+        let session = &self.sessions[index];
+        let bounds = session.lifetime.deadline(session.phase());
+        let start = session.pacer.as_ref().and_then(|pacer| pacer.next());
+        let start = start.map(|start| self.millis(start));
+        let wanted = bounds.into_iter().chain(start).min();
         let nearer = match (wanted, session.due) {
             (Some(wanted), Some(due)) => wanted < due,
             (Some(_), None) => true,
@@ -388,8 +453,14 @@ impl Engine {
         };
         if nearer {
             self.timers.set(slot(index), session.due, wanted);
-            session.due = wanted;
+            self.sessions[index].due = wanted;
         }
+    }
+
+    /// The first of our milliseconds in which that time has come; not this one, whose turn has found it waiting.
+    fn millis(&self, at: Nanos) -> Millis {
+        let since = at.saturating_sub(nanos(self.began));
+        since.div_ceil(1_000_000).max(self.now + 1)
     }
 
     /// The one way out of a session.
@@ -398,6 +469,9 @@ impl Engine {
             return;
         };
         self.timers.set(slot(index), session.due, None);
+        for side in Side::ALL {
+            session.release(side.outgoing(), nanos(self.turn));
+        }
         for (half, pipe) in session
             .halves
             .iter()

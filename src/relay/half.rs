@@ -68,9 +68,11 @@ pub struct Half {
     /// Urgent data came: splice(2) stops before it for ever, only reading gets past it.
     urgent: bool,
     writable: bool,
+    /// There is something to read, and its pace does not allow it yet.
+    held_up: bool,
     /// Reads to be passed on whole before the limit is lifted again.
     caution: u8,
-    /// Whether the sink ever refused bytes, and whether that was asked for since.
+    /// Whether the source was ever kept from sending, and whether that was asked for since.
     stalled: Stalled,
     source: Source,
     sink: Sink,
@@ -116,6 +118,7 @@ impl Half {
             error_announced: false,
             urgent: false,
             writable: true,
+            held_up: false,
             caution: 0,
             stalled: Stalled::Never,
             source: Source::Open,
@@ -140,7 +143,7 @@ impl Half {
             (Sink::Open, None, Source::Lost) => Next::Done,
             (Sink::Open, None, Source::Open | Source::Failing) => {
                 match (
-                    self.readable && self.writable,
+                    self.readable && self.writable && !self.held_up,
                     self.splicing && !self.urgent,
                 ) {
                     (false, _) => Next::Wait,
@@ -178,16 +181,34 @@ impl Half {
         self.source_ready(true);
     }
 
-    /// Whether the source was read to its end though an error was announced.
+    /// Whether an error was announced that no read will tell, or not soon.
     #[must_use]
     pub fn hides_an_error(&self) -> bool {
-        self.error_announced && self.source == Source::Ended
+        self.error_announced
+            && (self.source == Source::Ended || (self.held_up && self.source == Source::Open))
     }
 
-    /// Whether it could read, but for a sink that takes nothing.
+    /// Whether more bytes from the source are no news: it could read, but for a sink that takes nothing or a pace that does not allow it.
     #[must_use]
-    pub fn waits_for_sink(&self) -> bool {
-        self.sink == Sink::Open && self.readable && !self.writable
+    pub fn has_enough(&self) -> bool {
+        self.sink == Sink::Open && self.readable && (!self.writable || self.held_up)
+    }
+
+    /// Its pace does not allow it to read yet.
+    pub fn hold_up(&mut self) {
+        self.held_up = true;
+        self.stall();
+    }
+
+    /// Its time has come.
+    pub fn let_go(&mut self) {
+        self.held_up = false;
+    }
+
+    /// Whether its pace does not allow it to read yet.
+    #[must_use]
+    pub fn is_held_up(&self) -> bool {
+        self.held_up
     }
 
     /// Whether nothing but bytes from the source will get it going.
@@ -215,12 +236,16 @@ impl Half {
     pub fn sink_blocked(&mut self) {
         self.writable = false;
         self.caution = CAUTION;
+        self.stall();
+    }
+
+    fn stall(&mut self) {
         if self.stalled == Stalled::Never {
             self.stalled = Stalled::Untold;
         }
     }
 
-    /// Whether the sink refused bytes for the first time: true once.
+    /// Whether it takes less than the source may send for the first time: true once.
     pub fn began_to_stall(&mut self) -> bool {
         let untold = self.stalled == Stalled::Untold;
         if untold {
@@ -237,7 +262,7 @@ impl Half {
         if n < limit && !self.read_to_the_end {
             self.readable = false; // drained: saves the read that would say so
         }
-        self.in_a_row = if n == limit {
+        self.in_a_row = if n == limit && n >= SHORT_SPLICE {
             self.in_a_row.saturating_add(1)
         } else {
             0
@@ -299,6 +324,7 @@ impl Half {
     /// The sink failed: what was meant for it is lost. The pipe, if there is one, must not be used again.
     pub fn sink_lost(&mut self) {
         self.sink = Sink::Lost;
+        self.held_up = false;
         self.kept = None;
         self.in_pipe = 0;
     }

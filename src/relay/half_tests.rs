@@ -131,12 +131,12 @@ fn a_stalled_direction_reads_less_until_four_reads_were_passed_on() {
 #[test]
 fn it_waits_for_one_end_at_a_time() {
     let mut half = half();
-    assert!(!half.waits_for_sink() && !half.waits_for_source());
+    assert!(!half.has_enough() && !half.waits_for_source());
     half.sink_blocked();
-    assert!(half.waits_for_sink() && !half.waits_for_source());
+    assert!(half.has_enough() && !half.waits_for_source());
     half.sink_ready();
     half.source_blocked();
-    assert!(!half.waits_for_sink() && half.waits_for_source());
+    assert!(!half.has_enough() && half.waits_for_source());
     half.keep((*b"x").into());
     assert!(!half.waits_for_source(), "the sink's event comes first");
     half.sink_lost();
@@ -222,4 +222,54 @@ fn copy_mode_never_splices() {
         half.received(FULL_READ, FULL_READ);
     }
     assert_eq!(half.next(), COPY);
+}
+
+#[test]
+fn a_direction_that_is_held_up_reads_nothing_and_sends_what_it_has() {
+    let mut half = half();
+    half.hold_up();
+    assert_eq!(half.next(), Next::Wait);
+    assert!(half.has_enough() && !half.waits_for_source());
+    half.source_ready(true);
+    assert_eq!(half.next(), Next::Wait, "more bytes are no news");
+    half.let_go();
+    assert_eq!(half.next(), COPY);
+    half.keep((*b"x").into());
+    half.hold_up();
+    half.sink_ready();
+    assert_eq!(half.next(), Next::SendKept);
+}
+
+#[test]
+fn a_lost_sink_ends_the_waiting() {
+    let mut half = half();
+    half.hold_up();
+    half.sink_lost();
+    assert_eq!(half.next(), Next::Discard);
+    assert!(!half.is_held_up());
+}
+
+#[test]
+fn an_error_behind_bytes_that_may_not_be_read_yet_is_asked_for() {
+    let mut half = half();
+    half.source_has_error();
+    assert!(!half.hides_an_error(), "reading tells");
+    half.hold_up();
+    assert!(half.hides_an_error());
+    half.source_failing();
+    assert!(!half.hides_an_error(), "it is known");
+    assert_eq!(half.next(), Next::Wait, "what came before goes by the pace");
+}
+
+#[test]
+fn small_grants_are_not_taken_for_bulk() {
+    let mut half = half();
+    for _ in 0..10 {
+        half.received(4096, 4096);
+    }
+    assert_eq!(half.next(), COPY);
+    for _ in 0..3 {
+        half.received(SHORT_SPLICE, SHORT_SPLICE);
+    }
+    assert_eq!(half.next(), Next::Fill);
 }

@@ -53,6 +53,8 @@ pub(super) struct Lifetime {
     delivery: Option<Delivery>,
     /// When it has to leave its address, and what it is closed with then.
     leave: Option<(Millis, CloseReason)>,
+    /// When the drain closes it.
+    drained: Option<Millis>,
     /// When the upstream's socket has to be guarded ([`leg::guard`]); `None`: it is, or need not be.
     guard: Option<Millis>,
 }
@@ -86,6 +88,7 @@ impl Lifetime {
             seen: (now, 0),
             delivery: None,
             leave: None,
+            drained: None,
             guard: end_of(now, unguarded),
             limits,
         }
@@ -114,6 +117,11 @@ impl Lifetime {
     /// It has to leave its address then; `None`: it may stay.
     pub(super) fn leave(&mut self, at: Option<(Millis, CloseReason)>) {
         self.leave = at;
+    }
+
+    /// The drain closes it then; `None`: nothing is drained.
+    pub(super) fn drain(&mut self, at: Option<Millis>) {
+        self.drained = at;
     }
 
     /// All that can be sent before a reset was given to the kernel, which has not delivered all of it.
@@ -147,6 +155,7 @@ impl Lifetime {
             look,
             self.guard,
             self.leave.map(|(at, _)| at),
+            self.drained,
         ];
         ends.into_iter().flatten().min()
     }
@@ -169,6 +178,9 @@ impl Lifetime {
         let due = |end: Option<Millis>| end.is_some_and(|end| end <= now);
         if due(end_of(self.began, self.limits.max_age)) {
             return Verdict::End(CloseReason::MaxAge, at_age);
+        }
+        if due(self.drained) {
+            return Verdict::End(CloseReason::Drained, at_age);
         }
         if let Some((_, reason)) = self.leave.filter(|(at, _)| *at <= now) {
             return Verdict::End(reason, at_age);
@@ -368,6 +380,19 @@ mod tests {
         assert!(lifetime.take_guard(S).is_some());
         assert!(lifetime.take_guard(S).is_none());
         assert_eq!(lifetime.deadline(Phase::Open), Some(3600 * S));
+    }
+
+    #[test]
+    fn a_drain_ends_it_when_its_turn_comes_unless_it_was_taken_back() {
+        let mut lifetime = lifetime();
+        lifetime.drain(Some(20 * S));
+        lifetime.moved(19 * S);
+        assert_eq!(lifetime.deadline(Phase::Open), Some(20 * S));
+        let end = Verdict::End(CloseReason::Drained, Farewell::Fin);
+        assert_eq!(judge(&mut lifetime, 20 * S, Phase::Open, 0), end);
+        lifetime.drain(None);
+        assert_eq!(judge(&mut lifetime, 20 * S, Phase::Open, 0), Verdict::GoOn);
+        assert_eq!(lifetime.deadline(Phase::Open), Some(3619 * S));
     }
 
     #[test]

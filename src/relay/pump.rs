@@ -1,10 +1,11 @@
 //! Does what a [`Half`] says, until it waits, fails or has had its turn.
 
-use rustix::io::{Errno, read};
+use rustix::io::{Errno, ioctl_fionread, read};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 
 use super::half::{Half, Next};
+use super::pacing::{Gate, Grant};
 use super::pipes::Pipes;
 use crate::account::{Direction, Fallback, Meter, RelayPath, WorkerShard};
 use crate::reactor::Watched;
@@ -33,6 +34,8 @@ pub(super) enum Turn {
 pub(super) struct Pump<'a> {
     pub(super) direction: Direction,
     pub(super) half: &'a mut Half,
+    /// What its reads have to pass, where it has a pace.
+    pub(super) gate: Option<Gate<'a>>,
     pub(super) pipe: &'a mut Option<Pipe>,
     pub(super) source: &'a Watched,
     pub(super) sink: &'a Watched,
@@ -99,12 +102,15 @@ impl Pump<'_> {
     }
 
     fn copy(&mut self, limit: usize) -> Result<(), Turn> {
-        let room = &mut self.buffer[..limit];
-        let n = match recv(self.source, &mut *room, RecvFlags::empty()) {
-            Ok((n, _)) => n,
+        let grant = self.grant(limit)?;
+        let room = &mut self.buffer[..grant.most];
+        let received = recv(self.source, &mut *room, RecvFlags::empty()).map(|(n, _)| n);
+        self.settle(&grant, received);
+        let n = match received {
+            Ok(n) => n,
             Err(errno) => return self.source_said(errno),
         };
-        self.half.received(n, limit);
+        self.half.received(n, grant.most);
         if n == 0 {
             return Ok(());
         }
@@ -142,13 +148,16 @@ impl Pump<'_> {
             .take()
             .map_or_else(|| self.pipes.lend(self.shard), Ok)
         {
-            Ok(pipe) => self.pipe.insert(pipe),
+            Ok(pipe) => &*self.pipe.insert(pipe),
             Err(fallback) => {
                 self.fall_back(fallback);
                 return Ok(());
             }
         };
-        match splice(self.source, None, &pipe.input, None, pipe.size, SPLICE) {
+        let grant = grant(&mut self.gate, self.half, self.source, pipe.size)?;
+        let filled = splice(self.source, None, &pipe.input, None, grant.most, SPLICE);
+        self.settle(&grant, filled);
+        match filled {
             Ok(n) => {
                 self.half.filled(n);
                 Ok(())
@@ -160,6 +169,17 @@ impl Pump<'_> {
                 Ok(())
             }
             Err(errno) => self.source_said(errno),
+        }
+    }
+
+    /// Leave to read at most `limit` bytes; without it the direction's turn is over.
+    fn grant(&mut self, limit: usize) -> Result<Grant, Turn> {
+        grant(&mut self.gate, self.half, self.source, limit)
+    }
+
+    fn settle(&mut self, grant: &Grant, read: Result<usize, Errno>) {
+        if let Some(gate) = &mut self.gate {
+            gate.settle(grant, read.unwrap_or(0));
         }
     }
 
@@ -249,17 +269,36 @@ impl Pump<'_> {
     }
 }
 
+/// See [`Pump::grant`]; for where its pipe is borrowed.
+fn grant(
+    gate: &mut Option<Gate<'_>>,
+    half: &mut Half,
+    source: &Watched,
+    limit: usize,
+) -> Result<Grant, Turn> {
+    let Some(gate) = gate else {
+        return Ok(Grant::free(limit));
+    };
+    gate.ask(limit, || ioctl_fionread(source)).ok_or_else(|| {
+        half.hold_up();
+        Turn::Over
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::num::NonZeroU64;
     use std::rc::Rc;
     use std::sync::Arc;
 
     use super::*;
     use crate::account::{AccountKey, Books, Limits, Place};
     use crate::config::RelayMode;
+    use crate::policy::pace::Pace;
     use crate::reactor::Reactor;
+    use crate::relay::pacing::Pacer;
     use crate::relay::pipes::Budget;
 
     const MIB: usize = 1024 * 1024;
@@ -302,6 +341,7 @@ mod tests {
             let turn = Pump {
                 direction: Direction::ToUpstream,
                 half: &mut half,
+                gate: None,
                 pipe: &mut pipe,
                 source: &source,
                 sink: &sink,
@@ -337,5 +377,75 @@ mod tests {
         }
         sending.join().unwrap().unwrap();
         assert!(received == expected);
+    }
+
+    #[test]
+    fn by_its_pace_and_not_faster_a_direction_moves_every_byte() {
+        for mode in [RelayMode::Copy, RelayMode::Splice, RelayMode::Adaptive] {
+            let reactor = Rc::new(Reactor::new(None).unwrap());
+            let (source, mut sender) = pair(&reactor);
+            let (sink, mut receiver) = pair(&reactor);
+            let books = Books::new(Place::Memory, &[], 1, Limits::of_most(1)).unwrap();
+            let (meter, _) = books.open(account_key(), 0);
+            let mut pipes = Pipes::new(Arc::new(Budget::of(None, 1)));
+            let (mut half, mut pipe) = (Half::new(mode, Vec::new()), None);
+            let mut buffer = vec![0; MIB / 4];
+            let per_second = 10 * MIB as u64;
+            let pace = Pace {
+                buckets: Arc::default(),
+                rates: [NonZeroU64::new(per_second), None],
+            };
+            let mut pacer = Pacer::new(pace);
+            let sent: Vec<u8> = (0..8 * MIB).map(|n| (n / 7) as u8).collect();
+            let expected = sent.clone();
+            let sending = std::thread::spawn(move || {
+                sender.write_all(&sent).unwrap();
+            });
+            let receiving = std::thread::spawn(move || {
+                let mut received = Vec::new();
+                receiver.read_to_end(&mut received).unwrap();
+                received
+            });
+            // The time is made up; it goes on when the direction waits for it, and not when it waits for the kernel.
+            let second = 1_000_000_000;
+            let (began, mut now, mut moved) = (second, second, 0);
+            while !half.is_finished() {
+                half.source_ready(true);
+                half.sink_ready();
+                let mut pump = Pump {
+                    direction: Direction::ToUpstream,
+                    half: &mut half,
+                    gate: pacer.gate(Direction::ToUpstream, now),
+                    pipe: &mut pipe,
+                    source: &source,
+                    sink: &sink,
+                    meter: &meter,
+                    buffer: &mut buffer,
+                    pipes: &mut pipes,
+                    shard: books.worker(0),
+                    moved: 0,
+                    discarded: 0,
+                    last: false,
+                };
+                let turn = pump.turn();
+                moved += pump.moved;
+                assert!(matches!(turn, Turn::Over | Turn::More), "{turn:?}");
+                // And what came in between asking how much there is and reading, for which it pays later: made likely here, because it is
+                // asked though nothing was announced.
+                let raced = 64 * 1024;
+                let most = per_second / 20 + (now - began) * per_second / second + raced;
+                assert!(moved <= most, "{moved} of {most}");
+                if half.is_held_up() {
+                    now = pacer.next().unwrap();
+                    half.let_go();
+                    assert!(pipe.is_none());
+                }
+            }
+            sending.join().unwrap();
+            assert!(receiving.join().unwrap() == expected, "{mode:?}");
+            let shard = books.worker(0);
+            let spliced = shard.relayed[RelayPath::Splice as usize].get();
+            assert_eq!(spliced > moved / 2, mode != RelayMode::Copy, "{mode:?}");
+        }
     }
 }

@@ -9,15 +9,18 @@ use rustix::io::{Errno, ioctl_fionread};
 
 use super::half::Half;
 use super::lifetime::{Lifetime, Phase};
+use super::pacing::Pacer;
 use super::timer::Millis;
 use crate::account::audit::{Facts, Leg};
 use crate::account::{CloseReason, Direction, Meter};
 use crate::config::{RelayMode, SessionLimits};
 use crate::places::Taken;
+use crate::policy::bucket::Nanos;
+use crate::policy::pace::Pace;
 use crate::reactor::{END, Watched};
 use crate::spread::Load;
 use crate::sys::pipe::Pipe;
-use crate::sys::socket::unacknowledged;
+use crate::sys::socket::{limit_pacing, unacknowledged};
 use crate::sys::tcp_info::{TcpInfo, tcp_info};
 use crate::upstream::address::Hold;
 use crate::upstream::balance::key_of;
@@ -44,6 +47,8 @@ pub struct NewSession {
     /// The upstream's socket was dialled ahead, and is watched more closely ([`leg::watch_idle`](crate::leg::watch_idle)) until it has shown
     /// that it is alive.
     pub ahead: bool,
+    /// How fast its endpoint's sessions may move bytes; `None`: as fast as it goes.
+    pub pace: Option<Pace>,
     /// What is free again when the session ends.
     pub place: Place,
 }
@@ -127,6 +132,8 @@ pub(super) struct Session {
     pub(super) place: Place,
     /// Its entry in the timers.
     pub(super) due: Option<Millis>,
+    /// Boxed: most have none.
+    pub(super) pacer: Option<Box<Pacer>>,
     /// The side that failed first, and what the session will be closed with once the other got what was under way.
     pub(super) lost: Option<(Side, CloseReason)>,
     /// Segments sent again on the upstream's leg, as they were last counted.
@@ -149,6 +156,7 @@ impl Session {
             parties: new.parties,
             place: new.place,
             due: None,
+            pacer: new.pace.map(|pace| Box::new(Pacer::new(pace))),
             lost: None,
             queued: false,
             retransmits: 0,
@@ -188,7 +196,7 @@ impl Session {
                     *in_vain = 0;
                 }
                 DEAF => {}
-                _ if announced_bytes == Some(side) && half.waits_for_sink() => {
+                _ if announced_bytes == Some(side) && half.has_enough() => {
                     *in_vain += 1;
                     if *in_vain == DEAF {
                         let _ = socket.listen(false);
@@ -197,6 +205,69 @@ impl Session {
                 _ if announced_bytes == Some(side) => *in_vain = 0,
                 _ => {}
             }
+        }
+    }
+
+    /// It goes by another pace, or by none; whether that is so.
+    pub(super) fn repace(&mut self, pace: Option<Pace>, now: Nanos) -> bool {
+        let same = match (&self.pacer, &pace) {
+            (None, None) => true,
+            (Some(pacer), Some(pace)) => pacer.goes_by(pace),
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if same {
+            return false; // who waits keeps its place
+        }
+        let mut before = self.pacer.take();
+        self.pacer = pace.map(|pace| Box::new(Pacer::new(pace)));
+        for side in Side::ALL {
+            let direction = side.outgoing();
+            self.half(direction).let_go();
+            let Some(before) = &mut before else { continue };
+            before.release(direction, now);
+            if before.was_told(direction) {
+                // It fails on no kernel that took the first; a session that waits again is told of the new one then.
+                let _ = limit_pacing(&self.sockets[side.other() as usize], None);
+            }
+        }
+        true
+    }
+
+    /// A direction was held up: the kernel smooths what it sends from now on.
+    pub(super) fn smooth(&mut self, side: Side) {
+        if let Some(pacer) = &mut self.pacer
+            && let Some(rate) = pacer.tells(side.outgoing())
+        {
+            // Where the kernel does not take it, timers alone have to do.
+            let _ = limit_pacing(&self.sockets[side.other() as usize], Some(rate));
+        }
+    }
+
+    /// Lets those directions go whose time has come; whether there were any.
+    pub(super) fn let_go(&mut self, now: Nanos) -> bool {
+        let Some(pacer) = &self.pacer else {
+            return false;
+        };
+        let mut any = false;
+        for side in Side::ALL {
+            let direction = side.outgoing();
+            if pacer.has_begun(direction, now) {
+                self.halves[direction as usize].let_go();
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether a direction waits for its time: it has something to read, so the session is not silent.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.halves.iter().any(Half::is_held_up)
+    }
+
+    /// What is reserved for a direction is free again.
+    pub(super) fn release(&mut self, direction: Direction, now: Nanos) {
+        if let Some(pacer) = &mut self.pacer {
+            pacer.release(direction, now);
         }
     }
 

@@ -1,66 +1,160 @@
 //! What the control thread does while workers serve: it hears signals and orders, and moves through the phases to the end.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tracing::info;
 
 use super::{Said, SupervisorError};
-use crate::config::Config;
-use crate::drain::{Phase, Signal};
-use crate::orders::{Declined, DeclinedKind, Given, Order};
-use crate::systemd;
+use crate::config::Drain;
+use crate::drain::{Ending, Moment, Phase, SILENT, Signal, Stand};
+use crate::orders::{Answer, Declined, DeclinedKind, Given, Order};
+use crate::systemd::Reporter;
 
-/// Waits for signals and moves through the phases until every worker has ended.
+/// How often a drain is looked at while it goes on.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long workers may take to end once they are to: what they still do is bounded by nothing but the processor.
+const LAST: Duration = Duration::from_secs(10);
+
+/// What is open, for whoever wants to know how far a drain is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Census {
+    /// Sessions, those that are still connecting included.
+    pub(super) sessions: usize,
+    /// Connections that have not said yet who they are.
+    pub(super) pending: usize,
+    /// Listeners.
+    pub(super) listeners: usize,
+}
+
+/// What the control thread goes by.
+pub(super) struct Scene<'a> {
+    /// How long each station lasts, as it is configured now.
+    pub(super) drain: &'a dyn Fn() -> Drain,
+    /// What is open now.
+    pub(super) census: &'a dyn Fn() -> Census,
+    /// Where everybody else sees at which station the process is.
+    pub(super) stand: &'a watch::Sender<Stand>,
+}
+
+/// Hears signals and orders and moves through the phases until every worker has ended.
 pub(super) async fn conduct(
-    config: &Config,
-    phase: &watch::Sender<Phase>,
+    scene: &Scene<'_>,
     signals: &mut Signals,
     workers: &mut mpsc::UnboundedReceiver<Said>,
     orders: &mut mpsc::Receiver<Given>,
 ) -> Result<(), SupervisorError> {
-    let mut timer: Option<(Instant, Phase)> = None;
+    let mut reporter = Reporter::default();
     loop {
+        let stand = *scene.stand.borrow();
         let next = tokio::select! {
-            signal = signals.next() => signal.leads_to(*phase.borrow()),
-            Some(given) = orders.recv() => {
-                carry_out(given);
-                continue;
-            }
-            () = until(timer) => timer.map_or(Phase::Over, |(_, next)| next),
+            signal = signals.next() => scene.at(|at| stand.heard(signal, at)),
+            Some(given) = orders.recv() => scene.carry_out(given, stand),
+            () = until(stand.next) => scene.at(|at| stand.passed(at)),
+            () = look(stand.phase) => scene.look(stand, &mut reporter)?,
             said = workers.recv() => match said {
                 Some(Said::Started | Said::Ended(Ok(()))) => continue,
                 Some(Said::Ended(Err(error))) => return Err(error),
                 None => break, // all workers have ended
             },
         };
-        timer = next
-            .then(&config.drain)
-            .map(|(after, then)| (Instant::now() + after, then));
-        phase.send_replace(next);
-        systemd::phase(next);
-        info!(phase = next.name(), accept_for = ?config.drain.accept_for, deadline = ?config.drain.deadline, "on the way out");
+        if next != stand {
+            scene.go(next, &mut reporter);
+        }
     }
     Ok(())
 }
 
-fn carry_out(given: Given) {
-    let answer = match given.order {
-        Order::Reload | Order::Drain { .. } | Order::Undrain => Err(Declined {
-            kind: DeclinedKind::NotNow,
-            why: "this relay cannot do that yet".to_owned(),
-        }),
-    };
-    // Whoever asked may have gone.
-    let _ = given.answer.send(answer);
+impl Scene<'_> {
+    fn at<T>(&self, step: impl FnOnce(Moment<'_>) -> T) -> T {
+        step(Moment {
+            now: Instant::now(),
+            drain: &(self.drain)(),
+            sessions: (self.census)().sessions,
+        })
+    }
+
+    /// Makes a station the one that the process is at.
+    fn go(&self, stand: Stand, reporter: &mut Reporter) {
+        let Census {
+            sessions,
+            listeners,
+            ..
+        } = (self.census)();
+        let now = Instant::now();
+        let next_in = stand.next.map(|at| at.saturating_duration_since(now));
+        self.stand.send_replace(stand);
+        info!(
+            phase = stand.phase.name(),
+            ends = stand.ends,
+            sessions,
+            ?next_in,
+            "drain"
+        );
+        reporter.moved(&stand, stand.words(sessions, listeners), now);
+    }
+
+    /// Looks how far a drain is: tells systemd, and finds its end.
+    fn look(&self, stand: Stand, reporter: &mut Reporter) -> Result<Stand, SupervisorError> {
+        let Census {
+            sessions,
+            pending,
+            listeners,
+        } = (self.census)();
+        let now = Instant::now();
+        let lasts = now.saturating_duration_since(stand.since);
+        if stand.phase == Phase::Over && lasts >= LAST {
+            return Err(SupervisorError::Stuck { after: lasts });
+        }
+        reporter.look(&stand, stand.words(sessions, listeners), now);
+        let empty = sessions == 0 && (pending == 0 || lasts >= SILENT);
+        Ok(match empty {
+            true => self.at(|at| stand.emptied(at)),
+            false => stand,
+        })
+    }
+
+    /// Does what somebody orders, and says what came of it.
+    fn carry_out(&self, given: Given, stand: Stand) -> Stand {
+        let done = match given.order {
+            Order::Drain { now } => self.at(|at| stand.drain(now, at)).map_err(ending),
+            Order::Undrain => stand.undrain(Instant::now()).map_err(ending),
+            Order::Reload => Err(Declined {
+                kind: DeclinedKind::NotNow,
+                why: "this relay cannot do that yet".to_owned(),
+            }),
+        };
+        let next = *done.as_ref().unwrap_or(&stand);
+        let answer: Answer = done.map(|next| next.report((self.census)().sessions));
+        // Whoever asked may have gone.
+        let _ = given.answer.send(answer);
+        next
+    }
 }
 
-async fn until(timer: Option<(Instant, Phase)>) {
-    match timer {
-        Some((at, _)) => sleep_until(at).await,
+fn ending(_: Ending) -> Declined {
+    Declined {
+        kind: DeclinedKind::NotNow,
+        why: "this relay was told to end, and no order changes that".to_owned(),
+    }
+}
+
+async fn until(next: Option<Instant>) {
+    match next {
+        Some(at) => sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Until a drain is to be looked at; never where none goes on.
+async fn look(phase: Phase) {
+    match phase {
+        Phase::Serving | Phase::Drained => std::future::pending().await,
+        Phase::Leaving | Phase::Finishing | Phase::Over => tokio::time::sleep(LOOK).await,
     }
 }
 

@@ -6,6 +6,7 @@
 )]
 
 pub mod clock;
+pub mod hold;
 pub mod pipe;
 pub mod readiness;
 pub mod region;

@@ -22,10 +22,12 @@ use super::{BOUND, agent::Agent, netns::Host, origin, unit, watched::Watched};
 
 mod home;
 mod metrics;
+mod orders;
 mod process;
 
 pub use home::{Home, Mounted, Said};
 pub use metrics::Metrics;
+pub use orders::Answered;
 pub use process::Baseline;
 
 /// How many lines of a relay's log, and as many of its records, are kept.

@@ -9,6 +9,7 @@ use std::fmt::{self, Display, Write as _};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{CONFIG_PATH, Error, ExitCode};
 use crate::config::{
@@ -69,9 +70,13 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
     let drain = &config.drain;
     writeln!(
         out,
-        "drain     accept for {}, then at most {}",
+        "drain     accept for {}, then at most {}, {}",
         duration_text(drain.accept_for),
-        duration_text(drain.deadline)
+        duration_text(drain.deadline),
+        match drain.spread {
+            Duration::ZERO => "all closed at its end".to_owned(),
+            spread => format!("closing over the last {} of it", duration_text(spread)),
+        }
     )?;
     books::describe(&mut out, config)?;
     writeln!(out, "relay     {}", describe_relay(&config.relay))?;

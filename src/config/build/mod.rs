@@ -13,6 +13,7 @@ mod upstream;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use toml::Spanned;
@@ -20,10 +21,11 @@ use toml::Spanned;
 use self::findings::Findings;
 use self::places::Placed;
 use super::error::Mistake;
-use super::file::{File, HealthTable, Key, Raw, RelayTable, SessionTable};
+use super::file::{DrainTable, File, HealthTable, Key, Raw, RelayTable, SessionTable};
 use super::{
     Bound, CloseWith, Config, Directories, Drain, HealthPort, Log, LogFormat, Peers, Relay,
-    RelayMode, SessionKeys, Target, addresses, defaults, identity, values,
+    RelayMode, SessionKeys, Target, addresses, defaults, identity,
+    values::{self, duration_text},
 };
 
 /// Judges the file, which was read from `text`.
@@ -69,21 +71,7 @@ impl Builder {
         let admin = admin.unwrap_or(Some(defaults::ADMIN_BIND));
         self.port("admin.bind", admin, &file.admin.bind);
         let health = self.health(&file.health);
-        let drain = Drain {
-            accept_for: self
-                .found
-                .value("drain.accept_for", &file.drain.accept_for, values::duration)
-                .unwrap_or(defaults::DRAIN_ACCEPT_FOR),
-            deadline: self
-                .found
-                .value("drain.deadline", &file.drain.deadline, values::duration)
-                .unwrap_or(defaults::DRAIN_DEADLINE),
-            close: self.found.word(
-                "drain.close",
-                &file.drain.close,
-                &[("fin", CloseWith::Fin), ("rst", CloseWith::Rst)],
-            ),
-        };
+        let drain = self.drain(&file.drain);
         let log = Log {
             format: self.found.word(
                 "log.format",
@@ -183,6 +171,43 @@ impl Builder {
             listeners: listeners.into_iter().collect::<Option<_>>()?,
             upstreams: upstreams.into_iter().collect::<Option<_>>()?,
         })
+    }
+
+    fn drain(&mut self, table: &DrainTable) -> Drain {
+        let found = &mut self.found;
+        let deadline = found
+            .value("drain.deadline", &table.deadline, values::duration)
+            .unwrap_or(defaults::DRAIN_DEADLINE);
+        let spread = found.value("drain.spread", &table.spread, |raw| {
+            values::off_or(raw, values::duration)
+        });
+        if let Some(Some(spread)) = spread
+            && spread > deadline
+            && let Some(written) = &table.spread
+        {
+            let deadline = duration_text(deadline);
+            found.mistake(
+                "drain.spread",
+                &format!("is longer than drain.deadline, which is {deadline}"),
+                &format!("write \"{deadline}\" at most, or raise drain.deadline"),
+                Some(written.span()),
+            );
+        }
+        Drain {
+            accept_for: found
+                .value("drain.accept_for", &table.accept_for, values::duration)
+                .unwrap_or(defaults::DRAIN_ACCEPT_FOR),
+            deadline,
+            spread: match spread {
+                Some(spread) => spread.unwrap_or(Duration::ZERO),
+                None => deadline / defaults::DRAIN_SPREAD,
+            },
+            close: found.word(
+                "drain.close",
+                &table.close,
+                &[("fin", CloseWith::Fin), ("rst", CloseWith::Rst)],
+            ),
+        }
     }
 
     fn fail_without(&mut self, key: &Key, upstreams: &[Option<Arc<str>>]) -> Vec<usize> {
