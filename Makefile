@@ -35,9 +35,10 @@ unit: tools ## tests beside the code
 	$(CARGO) test --locked --lib --bins
 	$(CARGO) test --locked --doc
 
-itest: tools ## the real binary in network namespaces, with the shipped configuration
+# Every relay runs as the unit says: its system call filters, capabilities, no new privileges. `cargo test --test integration` is without.
+itest: tools ## the real binary in network namespaces, with the shipped configuration, shut in as by the shipped unit
 	@$(NEED) systemd-analyze:systemd perl:perl-base
-	$(CARGO) test --locked --test integration
+	TOLLGATE_UNIT_FILTER=1 $(CARGO) test --locked --test integration
 
 interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3, jq and systemd, as Debian packages them
 	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq systemd-analyze:systemd perl:perl-base

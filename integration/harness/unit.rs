@@ -1,7 +1,7 @@
 //! What the shipped unit lets the process do, put upon relays that no systemd starts: the system call filters that systemd makes of its lines, the capabilities that
-//! it leaves, no new privileges, and its umask. With [`ASKED`] in the environment every relay of the integration tests runs so.
+//! it leaves, and no new privileges. With [`ASKED`] in the environment every relay of the integration tests runs so.
 //!
-//! Not taken over are user and mounts: the tests' directories are their own. `make interop` runs the unit whole, under systemd itself.
+//! Not taken over are user, umask and mounts: the tests' directories are their own. `make interop` runs the unit whole, under systemd itself.
 //!
 //! The lists of system calls are those of the systemd that is installed (`systemd-analyze syscall-filter`), as they are when it runs the unit.
 
@@ -14,10 +14,7 @@ use std::{
     sync::OnceLock,
 };
 
-use rustix::{
-    fs::Mode,
-    thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs},
-};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter,
@@ -201,8 +198,6 @@ fn shut_in() -> Result<(), Error> {
     // The list of what is allowed last: it does not have the call that adds a filter.
     let mut programs = refused()?;
     programs.push(only_these()?);
-    let mask = settings("UMask").last().unwrap_or("0022");
-    rustix::process::umask(Mode::from_bits_truncate(u32::from_str_radix(mask, 8)?));
     let kept = settings("CapabilityBoundingSet").last();
     if kept != Some("CAP_NET_BIND_SERVICE") {
         return Err(format!("capabilities of the unit are not as read here: {kept:?}").into());

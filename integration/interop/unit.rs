@@ -1,22 +1,16 @@
 //! The unit under the service manager that it is for: judged by systemd-analyze, and run by a systemd that is booted in namespaces, with nginx behind the
 //! relay and curl before it.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
 use libtest_mimic::Trial;
 
 use crate::{
     claim,
     harness::{
-        BOUND,
         machine::{self, Machine},
         relay,
         unit::{PROBES, prober},
     },
-    programs::local,
+    programs::{local, until},
 };
 
 const UNIT: &str = "/usr/lib/systemd/system/tollgate.service";
@@ -60,6 +54,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         on_a_machine(
             "a_killed_service_is_back_and_books_what_it_had_counted",
             the_service_is_back,
+        ),
+        on_a_machine(
+            "a_service_that_does_not_turn_any_more_is_started_anew",
+            the_watchdog_bites,
         ),
         on_a_machine(
             "a_mistake_in_the_configuration_is_not_tried_again",
@@ -120,15 +118,14 @@ fn running(config: &str) -> Machine {
 /// Asks nginx through the relay, until it answers.
 #[track_caller]
 fn ask(machine: &Machine) {
-    let deadline = Instant::now() + BOUND;
-    loop {
-        let said = machine.run("curl --silent --show-error --max-time 10 http://127.0.0.1:443/");
-        if said.text == "hello" {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{}", said.text);
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut said = String::new();
+    let answered = until(|| {
+        said = machine
+            .run("curl --silent --show-error --max-time 10 http://127.0.0.1:443/")
+            .text;
+        (said == "hello").then_some(())
+    });
+    assert!(answered.is_some(), "{said}");
 }
 
 fn the_unit_is_right() {
@@ -244,6 +241,32 @@ fn the_service_is_back() {
         line.split(',').nth(column)?.parse::<u64>().ok()
     });
     assert!(opened.is_some_and(|opened| opened >= 2), "{usage}");
+}
+
+fn the_watchdog_bites() {
+    let machine = running(CONFIG);
+    assert_ne!(machine.property("tollgate", "WatchdogUSec"), "infinity");
+    // Sooner than the unit has it, and nothing else.
+    let sooner = "[Service]\nWatchdogSec=2s\n";
+    machine.write(
+        "/usr/lib/systemd/system/tollgate.service.d/test.conf",
+        sooner,
+    );
+    machine.must("systemctl daemon-reload");
+    machine.must("systemctl start tollgate");
+    let fed = || machine.property("tollgate", "WatchdogTimestampMonotonic");
+    for _ in 0..3 {
+        let last = fed();
+        assert!(
+            until(|| (fed() != last).then_some(())).is_some(),
+            "it is not fed"
+        );
+    }
+    assert_eq!(machine.property("tollgate", "NRestarts"), "0");
+    machine.must("systemctl kill --kill-who=main --signal=STOP tollgate");
+    machine.wait_property("tollgate", "NRestarts", "1");
+    machine.wait_property("tollgate", "SubState", "running");
+    ask(&machine);
 }
 
 fn mistakes_end_it() {
