@@ -394,6 +394,12 @@ impl Watched {
         Ok(())
     }
 
+    /// Waits until both halves are over or the connection is broken. A peer that has only finished its own half may still want an answer.
+    pub async fn broken(&self) {
+        const BROKEN: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
+        poll_fn(|context| self.poll_news(context, BROKEN)).await;
+    }
+
     /// Waits until there is room to write again, or writing will tell why there never will be. A peer that has only finished
     /// its own half is no reason.
     async fn writable(&self) {

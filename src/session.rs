@@ -3,10 +3,11 @@
 //! [`serve`] reads from top to bottom what a connection meets: a header, a route, an account, an address, the relay. Whatever ends it
 //! before the relay ends it here, with one reason; [`crate::relay::engine`] does so afterwards.
 
+mod refusal;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,20 +15,20 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use tracing::debug;
 
-use crate::account::audit::{Facts, Refused, Scribe};
+use crate::account::audit::{Facts, Scribe};
 use crate::account::{
-    Account, AccountKey, Books, Cache, CloseReason, HEADER, ListenerShard, Meter, NOBODY,
-    PeekOutcome, Refusal,
+    Account, AccountKey, Books, Cache, CloseReason, ListenerShard, Meter, NOBODY, PeekOutcome,
+    Refusal,
 };
 use crate::admin::health::{self, Readiness};
 use crate::config::{self, Consumers, ProxyProtocol, SendProxy, SessionLimits};
 use crate::drain::Notice;
 use crate::leg;
 use crate::peek::read::peek;
-use crate::peek::{Name, Seen};
-use crate::places::Places;
+use crate::policy::admission::{Admitted, InForce, Newcomer, TurnedAway};
+use crate::policy::turnstile::Turnstile;
 use crate::proxy_protocol::decode::Rules;
 use crate::proxy_protocol::header::{Addresses, Command, DIRECT, HeaderError};
 use crate::proxy_protocol::identity::Identity;
@@ -74,8 +75,10 @@ pub struct Entrance {
     pub waiting: Rc<WaitingRoom>,
     /// How many connections each worker has.
     pub spread: Arc<Spread>,
-    /// `max_sessions`, shared with the other workers.
-    pub places: Arc<Places>,
+    /// What is in force: who may come in.
+    pub policy: Rc<InForce>,
+    /// Where its sessions are counted in, `max_sessions`: shared with the other workers.
+    pub turnstile: Arc<Turnstile>,
     /// Room for connections of the whole process: two descriptors each.
     pub descriptors: Arc<Semaphore>,
     /// The process is ready and connections are taken: before that there are no descriptors to be had, and none are missing.
@@ -86,6 +89,8 @@ pub struct Entrance {
     pub notice: Rc<Notice>,
     /// Bounds the lines that refused connections cause.
     pub refusal_log: LogLimiter,
+    /// Bounds those of connections that were turned away for what they may: a noisy endpoint must not silence what is said of others.
+    pub policy_log: LogLimiter,
     /// Bounds the lines that failing accepts cause.
     pub accept_log: LogLimiter,
 }
@@ -168,20 +173,29 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
         Err(End::Refused(refusal)) => {
             return entrance.refuse(client, peer, Whose::NOBODY, refusal);
         }
-        Err(End::Unrouted) => return,
+        Err(End::TurnedAway) => return,
     };
-    drop(ticket);
+    drop(ticket); // who waits for its turn shows nobody out
     let whose = entrance.whose(&arrival, Some(&way));
     if late {
         return entrance.refuse(client, peer, whose, Refusal::Draining);
     }
-    let Some(taken) = entrance.places.take() else {
-        return entrance.refuse(client, peer, whose, Refusal::ListenerLimit);
+    let admitted = tokio::select! {
+        admitted = entrance.admit(whose.endpoint, &client) => admitted,
+        () = over.cancelled() => return entrance.refuse(client, peer, whose, Refusal::Draining),
+    };
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(why) => return entrance.turn_away(peer, whose, why),
     };
     if !entrance.scribe.may_open() {
         return entrance.refuse(client, peer, whose, Refusal::Audit);
     }
     let mut meter = entrance.open(whose, peer);
+    let overflowed = **meter.endpoint() != *whose.endpoint;
+    let endpoint = overflowed.then(|| whose.endpoint.into());
+    let limits = admitted.bound(&way.limits);
+    let (seats, pace) = admitted.keep();
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
         () = over.cancelled() => Err(CloseReason::Drained),
@@ -199,14 +213,19 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
                 upstream_socket: socket,
                 first: arrival.payload,
                 meter,
-                limits: way.limits.clone(),
+                limits,
                 parties: Parties {
                     client: arrival.client,
                     peer,
                 },
                 ahead,
-                pace: None,
-                place: Place { taken, load, hold },
+                pace,
+                place: Place {
+                    endpoint,
+                    seats,
+                    load,
+                    hold,
+                },
             });
         }
         Err(reason) => {
@@ -232,8 +251,8 @@ enum End {
     Header(HeaderError),
     /// It is turned away.
     Refused(Refusal),
-    /// No route takes it, which was counted and said.
-    Unrouted,
+    /// It is denied, or no route takes it; that was counted and said.
+    TurnedAway,
 }
 
 /// What happens while it is in the waiting room: who it is, and where it goes.
@@ -243,6 +262,11 @@ async fn arrive(
     ticket: &Ticket,
 ) -> Result<(Arrival, Rc<Way>), End> {
     let mut arrival = identify(entrance, pending, ticket).await?;
+    let whose = entrance.whose(&arrival, None);
+    if let Err(why) = entrance.policy.look(whose.endpoint) {
+        entrance.turn_away(pending.peer, whose, why);
+        return Err(End::TurnedAway);
+    }
     let way = choose(entrance, pending, ticket, &mut arrival).await?;
     Ok((arrival, way))
 }
@@ -342,7 +366,7 @@ async fn choose(
         return Ok(way.clone());
     }
     entrance.unrouted(pending.peer, arrival, seen.as_ref());
-    Err(End::Unrouted)
+    Err(End::TurnedAway)
 }
 
 /// Connects a session to its upstream, and says who is behind it where that is wanted: at once, whatever the client has yet to say. A
@@ -411,6 +435,16 @@ fn tokio_stream(socket: Watched) -> io::Result<TcpStream> {
 }
 
 impl Entrance {
+    async fn admit(&self, endpoint: &str, client: &Watched) -> Result<Admitted, TurnedAway> {
+        let newcomer = Newcomer {
+            endpoint,
+            listener: &self.settings,
+            turnstile: &self.turnstile,
+            client,
+        };
+        self.policy.admit(newcomer).await
+    }
+
     /// This worker's counters of the listener.
     #[must_use]
     pub fn shard(&self) -> &ListenerShard {
@@ -421,51 +455,6 @@ impl Entrance {
     async fn patience(&self) {
         let until = Instant::now() + self.settings.header_timeout;
         self.reactor.sleep_until(until).await;
-    }
-
-    /// Resets a connection whose header is refused: dropping it does.
-    pub fn refuse_header(&self, _client: impl AsFd, peer: SocketAddr, error: HeaderError) {
-        self.book_refused(Whose::NOBODY, HEADER);
-        self.record_refused(Whose::NOBODY, peer, error.name());
-        self.count_header_error(peer, error);
-    }
-
-    fn count_header_error(&self, peer: SocketAddr, error: HeaderError) {
-        self.shard().header_errors[error as usize].add(1);
-        if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
-            let listener = &*self.settings.name;
-            warn!(listener, %peer, error = error.name(), suppressed, "connection refused: {error}");
-        }
-    }
-
-    /// Resets a connection that is turned away: dropping it does.
-    pub fn refuse(&self, _client: impl AsFd, peer: SocketAddr, whose: Whose<'_>, refusal: Refusal) {
-        self.shard().refused[refusal as usize].add(1);
-        self.book_refused(whose, refusal as usize);
-        self.record_refused(whose, peer, refusal.name());
-        if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
-            let listener = &*self.settings.name;
-            warn!(listener, %peer, reason = refusal.name(), suppressed, "connection turned away");
-        }
-    }
-
-    /// Counts and says that no route takes a connection. Dropping it resets it.
-    fn unrouted(&self, peer: SocketAddr, arrival: &Arrival, seen: Option<&Seen>) {
-        self.shard().refused[Refusal::NoRoute as usize].add(1);
-        let whose = self.whose(arrival, None);
-        self.book_refused(whose, Refusal::NoRoute as usize);
-        self.record_refused(whose, peer, Refusal::NoRoute.name());
-        if let Some(suppressed) = self.refusal_log.allow(Instant::now()) {
-            let (listener, reason) = (&*self.settings.name, Refusal::NoRoute.name());
-            let endpoint = arrival.endpoint.as_deref().unwrap_or(DIRECT);
-            let (client, outcome) = (arrival.client, seen.map(|seen| seen.outcome.name()));
-            let name = seen.and_then(|seen| seen.name.as_ref()).map(Name::as_str);
-            let why = match seen {
-                Some(seen) if seen.outcome.refuses() => "what it says first names no host for sure",
-                _ => "no route takes it, and the listener has no upstream for the rest",
-            };
-            warn!(listener, %peer, reason, endpoint, %client, outcome, name, suppressed, "connection turned away: {why}");
-        }
     }
 
     /// The header that a connection on `way` begins with; empty where none is wanted.
@@ -528,32 +517,6 @@ impl Entrance {
             };
             self.scribe.open(account, own, facts)
         })
-    }
-
-    /// Records a connection refused.
-    fn record_refused(&self, whose: Whose<'_>, peer: SocketAddr, reason: &'static str) {
-        self.scribe.refused(|| {
-            let key = self.key(whose);
-            Refused {
-                listener: key.listener,
-                endpoint: (whose.endpoint != NOBODY).then_some(key.endpoint),
-                consumer: Some(key.consumer),
-                upstream: Some(key.upstream),
-                client: whose.client,
-                peer,
-                reason,
-            }
-        });
-    }
-
-    /// Books a connection refused.
-    fn book_refused(&self, whose: Whose<'_>, index: usize) {
-        let kept = self.kept(whose);
-        if let Some(Ok(())) = kept.map(|account| account.refuse(self.worker, index)) {
-            return;
-        }
-        let account = self.books.refuse(self.key(whose), self.worker, index);
-        self.keep(whose, account);
     }
 
     fn accounts<'a>(&'a self, whose: Whose<'a>) -> &'a RefCell<Cache> {

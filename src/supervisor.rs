@@ -29,6 +29,7 @@ use crate::leg::{self, Refused};
 use crate::listener::{bind, claim};
 use crate::orders::Orders;
 use crate::places::Places;
+use crate::policy::Policy;
 use crate::pulse::Pulse;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
@@ -227,6 +228,7 @@ async fn relay(
     let books = &keeping.books;
     let workers = config.workers.get();
     let consumers = Arc::new(config.consumers.clone());
+    let policy = Arc::new(Policy::new(config));
     let (stand_sender, stand) = watch::channel(Stand::serving(Instant::now().into_std()));
     let needed = config.fail_without.iter();
     let readiness = Readiness {
@@ -251,6 +253,7 @@ async fn relay(
             index,
             control: Handle::current(),
             config: config.clone(),
+            policy: policy.clone(),
             consumers: consumers.clone(),
             books: books.clone(),
             scribe,
@@ -286,6 +289,7 @@ async fn relay(
         books: books.clone(),
         upstreams: upstreams.clone(),
         rooms,
+        tallies: policy.tallies().clone(),
         readiness: readiness.clone(),
         spread,
         dropped_lines,

@@ -30,6 +30,8 @@ use crate::config::{self, Config, Consumers, SendProxy};
 use crate::drain::{Notice, Phase, Stand};
 use crate::listener::{accept_loop, receive_loop};
 use crate::places::Places;
+use crate::policy::Policy;
+use crate::policy::admission::InForce;
 use crate::pulse::Heart;
 use crate::reactor::{BATCH, Reactor, Watched};
 use crate::relay::engine::{Engine, Review};
@@ -51,6 +53,8 @@ pub struct Worker {
     pub control: Handle,
     /// The configuration.
     pub config: Arc<Config>,
+    /// Who may come in.
+    pub policy: Arc<Policy>,
     /// Who may be behind shared endpoints.
     pub consumers: Arc<Consumers>,
     /// The books of the process.
@@ -83,6 +87,7 @@ struct Gear {
     reactor: Rc<Reactor>,
     engine: Rc<RefCell<Engine>>,
     scribe: Rc<Scribe>,
+    policy: Rc<InForce>,
 }
 
 /// A worker's share of a listener.
@@ -158,6 +163,7 @@ impl Worker {
             reactor: reactor.clone(),
             engine: engine.clone(),
             scribe: Rc::new(std::mem::replace(&mut self.scribe, Scribe::off())),
+            policy: InForce::new(self.policy.clone()),
         };
         let mut entrances = Vec::new();
         for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
@@ -281,10 +287,12 @@ impl Worker {
             spread: self.spread.clone(),
             descriptors: self.descriptors.clone(),
             ready: self.ready.clone(),
-            places: door.sessions.clone(),
+            policy: gear.policy.clone(),
+            turnstile: self.policy.tallies().listener(&door.sessions),
             readiness: self.readiness.clone(),
             notice: notice.clone(),
             refusal_log: LogLimiter::default(),
+            policy_log: LogLimiter::default(),
             accept_log: LogLimiter::default(),
             settings,
         })

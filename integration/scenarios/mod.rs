@@ -41,6 +41,7 @@ mod options;
 mod peers;
 mod pipe_quota;
 mod plain;
+mod policy;
 mod pressure;
 mod probe;
 mod random;
@@ -110,6 +111,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ahead::tests(),
         t4::tests(),
         books::tests(),
+        policy::tests(),
         regression::tests(),
         regression_bounds::tests(),
     ]

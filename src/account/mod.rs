@@ -49,7 +49,8 @@ pub use leftover::{Leftover, LeftoverError};
 pub use limits::Limits;
 pub use meter::{Meter, Retired};
 pub use reason::{
-    AcceptError, CloseReason, Direction, Event, Fallback, PeekOutcome, Refusal, RelayPath,
+    AcceptError, CloseReason, Direction, Event, Fallback, LimitOf, PeekOutcome, Refusal, RelayPath,
+    Wait,
 };
 pub use repair::{Damage, Damaged, Torn};
 pub use snapshot::{ListenerTotals, Snapshot, WorkerTotals};

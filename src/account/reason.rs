@@ -92,6 +92,30 @@ counted_by! {
 }
 
 counted_by! {
+    /// Whose limit it is that a connection meets.
+    LimitOf {
+        /// Its endpoint's.
+        Endpoint = "endpoint",
+        /// The listener's.
+        Listener = "listener",
+        /// The whole relay's.
+        Relay = "relay",
+    }
+}
+
+counted_by! {
+    /// What became of a connection that waited at a limit.
+    Wait {
+        /// Its turn came.
+        Admitted = "admitted",
+        /// It did not come within `wait_for`, or the endpoint was denied meanwhile.
+        Refused = "refused",
+        /// The client went away.
+        Left = "left",
+    }
+}
+
+counted_by! {
     /// Errors of accept(2), by what they mean for the listener.
     AcceptError {
         /// The connection was gone before it was taken; the next one is unharmed.

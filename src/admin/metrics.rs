@@ -11,7 +11,9 @@ use prometheus::{Encoder, TextEncoder};
 
 use super::family::{Family, counter, gauge};
 use super::{View, accounts, upstreams};
-use crate::account::{AcceptError, Fallback, PeekOutcome, Refusal, RelayPath, Snapshot};
+use crate::account::{
+    AcceptError, Fallback, LimitOf, PeekOutcome, Refusal, RelayPath, Snapshot, Wait,
+};
 use crate::drain::Phase;
 use crate::proxy_protocol::header::HeaderError;
 
@@ -22,6 +24,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     let mut families = accounts::families(&snapshot, &shown, &view.endpoints);
     families.extend(view.readiness.booking.families());
     families.extend(of_listeners(&snapshot, view));
+    families.extend(of_limits(view));
     families.extend(upstreams::families(&view.upstreams));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
@@ -103,6 +106,26 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
     ]
     .map(Family::into_proto)
     .into()
+}
+
+fn of_limits(view: &View) -> Vec<MetricFamily> {
+    let mut waiting = gauge(
+        "tollgate_limit_waiting",
+        "Connections that wait at a limit of their endpoint, their listener or the relay.",
+    );
+    let mut waits = counter(
+        "tollgate_limit_waits_total",
+        "Connections that waited at a limit, by what became of them.",
+    );
+    let now = view.tallies.waiting();
+    for (of, outcomes) in LimitOf::ALL.into_iter().zip(view.tallies.waits()) {
+        let limit = ("limit", of.name());
+        waiting.add(&[limit], now[of as usize] as u64);
+        for (outcome, n) in Wait::ALL.into_iter().zip(outcomes) {
+            waits.add(&[limit, ("outcome", outcome.name())], n);
+        }
+    }
+    [waiting, waits].map(Family::into_proto).into()
 }
 
 fn of_workers(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {

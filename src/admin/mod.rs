@@ -34,6 +34,7 @@ use crate::account::Books;
 use crate::config::Endpoints;
 use crate::orders::Orders;
 use crate::places::Places;
+use crate::policy::tally::Tallies;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
 use crate::upstream::Upstream;
@@ -66,6 +67,8 @@ pub struct View {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Room in each listener, in the order of the configuration.
     pub rooms: Vec<Room>,
+    /// What was used of what endpoints may.
+    pub tallies: Arc<Tallies>,
     /// Whether the process should get traffic.
     pub readiness: Readiness,
     /// How many connections each worker has.

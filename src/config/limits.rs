@@ -115,4 +115,26 @@ impl PolicyKeys {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// What is said here, and by `less`, a less specific entry, where nothing is.
+    #[must_use]
+    pub fn or(self, less: &Self) -> Self {
+        let [to_upstream, to_client] = self.bytes_per_second;
+        Self {
+            deny: self.deny.or(less.deny),
+            on_deny: self.on_deny.or(less.on_deny),
+            max_sessions: self.max_sessions.or(less.max_sessions),
+            sessions_per_second: self.sessions_per_second.or(less.sessions_per_second),
+            sessions_burst: self.sessions_burst.or(less.sessions_burst),
+            bytes_per_second: [
+                to_upstream.or(less.bytes_per_second[0]),
+                to_client.or(less.bytes_per_second[1]),
+            ],
+            max_age: self.max_age.or(less.max_age),
+            idle_timeout: self.idle_timeout.or(less.idle_timeout),
+            on_limit: self.on_limit.or(less.on_limit),
+            wait_for: self.wait_for.or(less.wait_for),
+            max_waiting: self.max_waiting.or(less.max_waiting),
+        }
+    }
 }

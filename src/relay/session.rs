@@ -14,7 +14,7 @@ use super::timer::Millis;
 use crate::account::audit::{Facts, Leg};
 use crate::account::{CloseReason, Direction, Meter};
 use crate::config::{RelayMode, SessionLimits};
-use crate::places::Taken;
+use crate::policy::admission::Seats;
 use crate::policy::bucket::Nanos;
 use crate::policy::pace::Pace;
 use crate::reactor::{END, Watched};
@@ -56,8 +56,10 @@ pub struct NewSession {
 /// A session's place: held as long as it lasts.
 #[derive(Debug)]
 pub struct Place {
-    /// Among the listener's `max_sessions`.
-    pub taken: Taken,
+    /// Its endpoint, where it is booked to `overflow`.
+    pub endpoint: Option<Box<str>>,
+    /// Among the sessions of its endpoint, its listener and the relay.
+    pub seats: Seats,
     /// Among the worker's connections.
     pub load: Load,
     /// On the upstream's address.
@@ -314,6 +316,12 @@ impl Session {
         }
     }
 
+    /// Through which endpoint it came, whatever it is booked to.
+    pub(super) fn endpoint(&self) -> &str {
+        let booked = &**self.meter.endpoint();
+        self.place.endpoint.as_deref().unwrap_or(booked)
+    }
+
     /// Tells the upstream's address what its end means for it.
     pub(super) fn judge_address(&self, reason: CloseReason, now: Millis) {
         let [to_upstream, to_client] = self.bytes;
@@ -323,8 +331,8 @@ impl Session {
         } else if reason == CloseReason::UpstreamTimeout {
             address.reset_early(None); // it took nothing and said nothing
         } else if reason == CloseReason::UpstreamReset && self.lifetime.age(now) < EARLY {
-            let endpoint = self.meter.endpoint();
-            address.reset_early((to_upstream > 0).then(|| key_of(endpoint.as_bytes())));
+            let key = || key_of(self.endpoint().as_bytes());
+            address.reset_early((to_upstream > 0).then(key));
         }
     }
 

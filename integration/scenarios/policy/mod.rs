@@ -1,0 +1,15 @@
+//! O7. What endpoints, listeners and the relay may have: whoever is beyond a limit is turned away before anything of it goes upstream, and nobody
+//! else notices.
+
+use libtest_mimic::Trial;
+
+mod admitted;
+mod waiting;
+mod world;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    [admitted::tests(), waiting::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
