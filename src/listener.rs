@@ -25,6 +25,8 @@ use crate::proxy_protocol::read::Pending;
 use crate::reactor::Watched;
 use crate::session::{self, Entrance, Whose};
 use crate::spread::Passed;
+use crate::sys::socket::drop_connects;
+use crate::worker::{Hall, OpenGate};
 
 /// Connections the kernel holds for us at most; cut to `net.core.somaxconn` (listen(2)).
 const BACKLOG: i32 = 4096;
@@ -34,6 +36,10 @@ const REST: Duration = Duration::from_millis(100);
 
 /// How long accepting waits when the next connection takes another's place: whoever has sent its header already is heard first.
 const TURN: Duration = Duration::from_millis(1);
+
+/// How long a socket that is closed while the process goes on is waited at: a handshake over a network that loses a packet of it (the first repetition
+/// comes after a second, RFC 6298 section 2.1).
+const HANDSHAKES: Duration = Duration::from_millis(1500);
 
 /// Connections accepted in a row before whatever else the worker has to do.
 const ACCEPTS: u32 = 16;
@@ -61,6 +67,14 @@ pub fn bind_alone(address: SocketAddr) -> io::Result<StdListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Whether a listener could be bound there now. Nobody can connect meanwhile.
+///
+/// # Errors
+/// Why it could not.
+pub fn could_bind(address: SocketAddr) -> io::Result<()> {
+    socket_for(address)?.bind(&address.into())
 }
 
 fn socket_for(address: SocketAddr) -> io::Result<Socket> {
@@ -94,30 +108,35 @@ pub fn bind(
     Ok(socket.into())
 }
 
-/// Accepts until `stop`, then takes what still waits in the queue: closing the socket would reset it.
-pub async fn accept_loop(
-    listener: Watched,
-    entrance: Rc<Entrance>,
-    sessions: TaskTracker,
-    stop: CancellationToken,
-) {
+/// Accepts until the gate is to be closed, then takes what still waits in the queue: closing the socket would reset it.
+pub async fn accept_loop(listener: Rc<Watched>, gate: Rc<OpenGate>, sessions: TaskTracker) {
     let mut in_a_row = 0;
+    let mut last = None;
     loop {
+        let entrance = gate.entrance();
         // Somebody first, a place for him then: or listeners without a client would hold places that others need.
         let descriptors = tokio::select! {
             descriptors = async {
                 listener.announced(EventFlags::IN).await;
                 reserve(&entrance).await
             } => descriptors,
-            () = stop.cancelled() => break,
+            () = gate.close.cancelled(), if last.is_none() => {
+                match gate.removed.get() {
+                    true => last = Some(turn_away(&listener)),
+                    false => break,
+                }
+                continue;
+            }
+            () = until(&entrance, last) => break,
         };
         let Some(descriptors) = descriptors else {
             return;
         };
+        let entrance = gate.entrance(); // that of now: there may have been another while nobody came
         match accept_now(&listener) {
             Err(Errno::AGAIN) => listener.drained(),
             Ok((client, peer)) => {
-                take(client, peer, descriptors, &entrance, &sessions);
+                take(client, peer, descriptors, (&gate, &entrance), &sessions);
                 in_a_row += 1;
                 if in_a_row % ACCEPTS == 0 {
                     yield_now().await;
@@ -133,10 +152,27 @@ pub async fn accept_loop(
             }
         }
     }
+    let entrance = gate.entrance();
     while let Ok(descriptors) = entrance.descriptors.clone().try_acquire_owned()
         && let Ok((client, peer)) = accept_now(&listener)
     {
-        take(client, peer, descriptors, &entrance, &sessions);
+        take(client, peer, descriptors, (&gate, &entrance), &sessions);
+    }
+}
+
+/// Lets nobody new knock at a socket, and says how long those who have are waited for: the rest of their handshake, one lost packet of it
+/// included. Whoever comes then is told by his own kernel's next try that nobody listens, where nobody does.
+fn turn_away(listener: &Watched) -> Instant {
+    if let Err(error) = drop_connects(listener) {
+        warn!(%error, "a socket that is to be closed cannot be told to take no more; who connects at this moment may be reset");
+    }
+    Instant::now() + HANDSHAKES
+}
+
+async fn until(entrance: &Entrance, at: Option<Instant>) {
+    match at {
+        Some(at) => entrance.reactor.sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -169,7 +205,7 @@ async fn reserve(entrance: &Entrance) -> Option<OwnedSemaphorePermit> {
 /// Takes what other workers pass on, until `stop`, then what is still on its way.
 pub async fn receive_loop(
     mut passed: mpsc::Receiver<Passed>,
-    entrances: Vec<Rc<Entrance>>,
+    hall: Rc<Hall>,
     sessions: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -184,13 +220,16 @@ pub async fn receive_loop(
         let Some(Passed {
             client,
             peer,
-            listener,
+            gate,
             descriptors,
         }) = next
         else {
             return;
         };
-        admit(client, peer, descriptors, &entrances[listener], &sessions);
+        // Each worker knows a gate before any of them accepts there, and until the next configuration but one.
+        if let Some(gate) = hall.gate(gate) {
+            admit(client, peer, descriptors, &gate.entrance(), &sessions);
+        }
     }
 }
 
@@ -199,7 +238,7 @@ fn take(
     client: OwnedFd,
     peer: SocketAddr,
     descriptors: OwnedSemaphorePermit,
-    entrance: &Rc<Entrance>,
+    (gate, entrance): (&OpenGate, &Rc<Entrance>),
     sessions: &TaskTracker,
 ) {
     let peer = leg::canonical(peer);
@@ -210,11 +249,11 @@ fn take(
     if keeper == entrance.worker {
         return admit(client, peer, descriptors, entrance, sessions);
     }
-    let listener = entrance.index;
+    let gate = gate.id;
     let passed = Passed {
         client,
         peer,
-        listener,
+        gate,
         descriptors,
     };
     if let Err(passed) = entrance.spread.pass(keeper, passed) {

@@ -20,7 +20,7 @@ use tracing::debug;
 use crate::account::audit::{Facts, Scribe};
 use crate::account::{
     Account, AccountKey, Books, Cache, CloseReason, ListenerShard, Meter, NOBODY, PeekOutcome,
-    Refusal,
+    Refusal, Shards,
 };
 use crate::admin::health::{self, Readiness};
 use crate::config::{self, Consumers, ProxyProtocol, SendProxy, SessionLimits};
@@ -47,8 +47,6 @@ use crate::waiting_room::{Ticket, WaitingRoom};
 pub struct Entrance {
     /// The listener's settings.
     pub settings: config::Listener,
-    /// Its index in the configuration.
-    pub index: usize,
     /// The worker's index.
     pub worker: usize,
     /// Which of its upstreams a connection goes to.
@@ -65,6 +63,8 @@ pub struct Entrance {
     pub ways: Vec<Option<Rc<Way>>>,
     /// The books of the process.
     pub books: Arc<Books>,
+    /// The listener's counters, of each worker.
+    pub shards: Shards,
     /// The worker's hand in the audit trail.
     pub scribe: Rc<Scribe>,
     /// The worker's engine.
@@ -448,7 +448,7 @@ impl Entrance {
     /// This worker's counters of the listener.
     #[must_use]
     pub fn shard(&self) -> &ListenerShard {
-        self.books.listener(self.index, self.worker)
+        &self.shards[self.worker]
     }
 
     /// How long whoever comes during a drain may take to show that it is a health check: one that is none should soon try elsewhere.

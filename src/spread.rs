@@ -26,8 +26,8 @@ pub struct Passed {
     pub client: OwnedFd,
     /// Its peer, canonical and trusted.
     pub peer: SocketAddr,
-    /// Index of the listener it came through.
-    pub listener: usize,
+    /// The number of the gate it came through.
+    pub gate: u64,
     /// Its two descriptors.
     pub descriptors: OwnedSemaphorePermit,
 }
@@ -177,7 +177,7 @@ mod tests {
         let passed = || Passed {
             client: listener.try_clone().unwrap().into(),
             peer: "10.0.0.1:1".parse().unwrap(),
-            listener: 0,
+            gate: 0,
             descriptors: permit(),
         };
         assert!(spread.pass(1, passed()).is_ok());

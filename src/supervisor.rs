@@ -2,55 +2,68 @@
 
 mod books;
 mod conduct;
+mod doors;
 mod ports;
+mod reload;
+mod upstreams;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::account::audit::Scribe;
 use crate::admin::health::Readiness;
-use crate::admin::{Booking, Room, Top, View};
-use crate::config::{Config, Host};
+use crate::admin::{Booking, Configured, Top, View};
+use crate::config::Config;
 use crate::drain::Stand;
 use crate::leg::{self, Refused};
-use crate::listener::{bind, claim};
 use crate::orders::Orders;
-use crate::places::Places;
 use crate::policy::Policy;
 use crate::pulse::Pulse;
 use crate::relay::pipes::Budget;
 use crate::spread::Spread;
 use crate::sys::pipe::user_quota;
 use crate::systemd;
-use crate::telemetry::DroppedLines;
-use crate::upstream::named::Named;
-use crate::upstream::resolver::{self, ResolverError};
-use crate::upstream::{Upstream, health as upstream_health, probe};
-use crate::worker::{Door, Worker, WorkerError};
+use crate::telemetry::Running;
+use crate::upstream::resolver::ResolverError;
+use crate::worker::{Common, Worker, WorkerError};
 
 pub use self::books::KeepError;
 use self::books::Keeping;
 use self::conduct::{Census, Scene, Signals, conduct};
+use self::doors::Doors;
 use self::ports::Ports;
+use self::reload::{Published, Reloader, needed, shares};
+use self::upstreams::Upstreams;
+use self::workers::{Workers, all_started, start_workers};
 
 /// Threads at once for what would keep the control thread too long: lists, the end of the trail. More waits.
 const BESIDE: usize = 8;
 
 /// How long such a thread stays when it has nothing to do. A relay that nobody asks has none.
 const LINGER: Duration = Duration::from_millis(100);
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The file, which a reload reads again; `None`: the command line.
+    pub path: Option<PathBuf>,
+    /// What was read there.
+    pub text: Arc<str>,
+}
 
 /// Why the relay does not run, or ran no longer.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +121,7 @@ pub enum SupervisorError {
 ///
 /// # Errors
 /// See [`SupervisorError`].
-pub fn run(mut config: Config, dropped_lines: DroppedLines) -> Result<(), SupervisorError> {
+pub fn run(mut config: Config, source: Source, log: &Running) -> Result<(), SupervisorError> {
     settle_sockets(&mut config)?;
     let open_files = raise_descriptor_limit();
     fit_ahead(&mut config, open_files);
@@ -119,7 +132,7 @@ pub fn run(mut config: Config, dropped_lines: DroppedLines) -> Result<(), Superv
         .build()?;
     LocalSet::new().block_on(
         &runtime,
-        supervise(Arc::new(config), open_files, dropped_lines),
+        supervise(Arc::new(config), source, open_files, log),
     )
 }
 
@@ -184,8 +197,9 @@ fn settle_sockets(config: &mut Config) -> Result<(), SupervisorError> {
 
 async fn supervise(
     config: Arc<Config>,
+    source: Source,
     open_files: Option<u64>,
-    dropped_lines: DroppedLines,
+    log: &Running,
 ) -> Result<(), SupervisorError> {
     let mut signals = Signals::new()?; // from here on a signal is an orderly end
     // Books first: who has no right to this state directory takes nothing else.
@@ -194,8 +208,7 @@ async fn supervise(
         &config,
         &keeping,
         scribes,
-        open_files,
-        dropped_lines,
+        (source, open_files, log),
         &mut signals,
     )
     .await;
@@ -217,23 +230,27 @@ async fn relay(
     config: &Arc<Config>,
     keeping: &Keeping,
     scribes: Vec<Scribe>,
-    open_files: Option<u64>,
-    dropped_lines: DroppedLines,
+    (source, open_files, log): (Source, Option<u64>, &Running),
     signals: &mut Signals,
 ) -> Result<(), SupervisorError> {
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
     let ports = Ports::bind(config)?;
-    let (upstreams, dns_queries) = start_upstreams(config)?;
-    let (mut rooms, doors) = open_doors(config)?;
-    let books = &keeping.books;
     let workers = config.workers.get();
-    let consumers = Arc::new(config.consumers.clone());
+    let (mut upstreams, mut doors) = (Upstreams::new(), Doors::new(workers));
+    let planned = upstreams.plan(config)?;
+    let upstreams_now = planned.upstreams.clone();
+    upstreams.adopt(planned);
+    let mut planned = doors.plan(config)?;
     let policy = Arc::new(Policy::new(config));
+    let doors_now = std::mem::take(&mut planned.doors);
+    let shares = shares(config, doors_now, &upstreams_now, &policy);
+    doors.adopt(planned);
+    let books = &keeping.books;
     let (stand_sender, stand) = watch::channel(Stand::serving(Instant::now().into_std()));
-    let needed = config.fail_without.iter();
+    let (needed_sender, needed) = watch::channel(needed(config, &upstreams_now));
     let readiness = Readiness {
         stand,
-        needed: needed.map(|index| upstreams[*index].clone()).collect(),
+        needed,
         booking: Booking {
             ledger: keeping.ledger.clone(),
             unready_after: config.ledger.unready_after,
@@ -244,108 +261,108 @@ async fn relay(
     let ready = Arc::new(AtomicBool::new(false));
     let pipe_budget = Arc::new(Budget::of(user_quota(), workers));
     let (spread, passed) = Spread::new(workers);
+    let (swapping, swaps) = Workers::new(workers);
+    let common = |index| Common {
+        index,
+        books: books.clone(),
+        spread: spread.clone(),
+        descriptors: descriptors.clone(),
+        ready: ready.clone(),
+        readiness: readiness.clone(),
+    };
     let watchdog = systemd::watchdog();
     let (pulse, hearts) = Pulse::new(workers);
     let hearts = hearts.into_iter().map(|heart| watchdog.map(|_| heart));
-    let doors = doors.into_iter().zip(passed).zip(scribes).zip(hearts);
-    let mut workers_said =
-        start_workers(doors, |index, (((doors, passed), scribe), heart)| Worker {
-            index,
+    let hands = shares.into_iter().zip(scribes).zip(hearts);
+    let hands = hands.zip(swaps).zip(passed).enumerate();
+    let hired = hands.map(
+        |(index, ((((share, scribe), heart), swaps), passed))| Worker {
+            common: common(index),
             control: Handle::current(),
-            config: config.clone(),
-            policy: policy.clone(),
-            consumers: consumers.clone(),
-            books: books.clone(),
             scribe,
-            upstreams: upstreams.clone(),
-            doors,
+            share,
+            swaps,
             pipe_budget: pipe_budget.clone(),
-            spread: spread.clone(),
-            descriptors: descriptors.clone(),
-            ready: ready.clone(),
             passed,
             heart,
             readiness: readiness.clone(),
-        })?;
+        },
+    );
+    let mut workers_said = start_workers(hired)?;
     all_started(&mut workers_said, workers).await?;
     let fit = connections_that_fit(open_files, config);
-    rooms
-        .iter_mut()
-        .for_each(|room| room.keep_half_for_sessions(fit));
+    doors.set_fit(fit);
     descriptors.add_permits(fit);
     ready.store(true, Ordering::Relaxed);
+    let Source { path, text } = source;
+    let in_force = Configured {
+        upstreams: upstreams_now,
+        rooms: doors.rooms(),
+        endpoints: config.endpoints.clone(),
+        path: path.clone(),
+        text,
+        digest: config.digest.clone(),
+        since: Timestamp::now(),
+        restart: Vec::new(),
+    };
+    let (in_force_sender, in_force) = watch::channel(Arc::new(in_force));
+    let (config_sender, config_in_force) = watch::channel(config.clone());
+    let reloads = Arc::default();
     let (orders, mut given) = Orders::new();
-    let (seen, all) = (rooms.clone(), spread.clone());
+    let (seen, all) = (in_force.clone(), spread.clone());
     let census = || {
-        let pending = seen.iter().map(|room| room.pending.taken()).sum();
+        let seen = seen.borrow();
+        let pending = seen.rooms.iter().map(|room| room.pending.taken()).sum();
         Census {
             sessions: all.all_open().saturating_sub(pending),
             pending,
-            listeners: seen.len(),
+            listeners: seen.rooms.len(),
         }
     };
     ports.serve(View {
         orders,
+        in_force,
+        reloads: Arc::clone(&reloads),
         books: books.clone(),
-        upstreams: upstreams.clone(),
-        rooms,
         tallies: policy.tallies().clone(),
         readiness: readiness.clone(),
         spread,
-        dropped_lines,
-        dns_queries,
+        dropped_lines: log.dropped(),
+        dns_queries: upstreams.queries(),
         workers,
         top: Top::new(config.max_metric_endpoints),
-        endpoints: config.endpoints.clone(),
         began: Instant::now(),
     });
+    let reloader = Reloader {
+        path,
+        config: config.clone(),
+        policy,
+        open_files,
+        doors,
+        upstreams,
+        workers: swapping,
+        books: books.clone(),
+        ledger: keeping.ledger.clone(),
+        trail: keeping.trail.clone(),
+        levels: log.levels(),
+        reloads,
+        stand: readiness.stand.clone(),
+        published: Published {
+            in_force: in_force_sender,
+            needed: needed_sender,
+            config: config_sender,
+        },
+    };
     if let Some(within) = watchdog {
         spawn_local(pulse.tell(within));
     }
-    let words = stand_sender.borrow().words(0, config.listeners.len());
-    systemd::ready(&words);
+    systemd::ready(&reloader.words());
     let scene = Scene {
-        drain: &|| config.drain.clone(),
+        drain: &|| config_in_force.borrow().drain.clone(),
         census: &census,
         stand: &stand_sender,
     };
-    conduct(&scene, signals, &mut workers_said, &mut given).await
-}
-
-/// Binds every address for every worker, before any thread starts: an address in use ends the process, not a worker.
-fn open_doors(config: &Config) -> Result<(Vec<Room>, Vec<Vec<Door>>), SupervisorError> {
-    let mut doors: Vec<Vec<Door>> = (0..config.workers.get()).map(|_| Vec::new()).collect();
-    let mut rooms = Vec::new();
-    for listener in &config.listeners {
-        let pending = Places::new(listener.max_pending);
-        let sessions = Places::new(listener.max_sessions);
-        let limits = config.client_leg(listener);
-        let what = || format!("listener {:?}", &*listener.name);
-        let refused = |address: SocketAddr| move |error| bind_error(address, what(), error);
-        let addresses = listener
-            .bind
-            .iter()
-            .map(|at| claim(*at).map_err(refused(*at)));
-        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
-        info!(listener = &*listener.name, ?addresses, "listening");
-        for door in &mut doors {
-            let sockets = addresses
-                .iter()
-                .map(|at| bind(*at, &limits, &listener.socket).map_err(refused(*at)));
-            let sockets = sockets.collect::<Result<_, _>>()?;
-            door.push(Door {
-                sockets,
-                pending: pending.clone(),
-                sessions: sessions.clone(),
-            });
-        }
-        rooms.push(Room {
-            addresses,
-            pending,
-            sessions,
-        });
-    }
-    Ok((rooms, doors))
+    conduct(&scene, signals, &mut workers_said, &mut given, reloader).await
 }
 
 fn bind_error(address: SocketAddr, what: String, error: io::Error) -> SupervisorError {
@@ -396,101 +413,4 @@ fn connections_that_fit(open_files: Option<u64>, config: &Config) -> usize {
     usize::try_from(fit)
         .unwrap_or(usize::MAX)
         .min(Semaphore::MAX_PERMITS)
-}
-
-/// Every upstream, with a task for each name in it, and the number of questions they asked. Without a name there is no resolver, and nothing
-/// to be set up for one.
-fn start_upstreams(
-    config: &Config,
-) -> Result<(Vec<Arc<Upstream>>, Arc<AtomicU64>), SupervisorError> {
-    let own = config.listeners.iter().flat_map(|listener| &listener.bind);
-    let own: Arc<[SocketAddr]> = own.copied().collect();
-    let mut resolver: Option<Arc<_>> = None;
-    let mut upstreams = Vec::new();
-    let places = Arc::new(Semaphore::new(probe::AT_ONCE));
-    for (place, settings) in config.upstreams.iter().enumerate() {
-        let upstream = Arc::new(Upstream::new(place, settings, config.resolver.family));
-        let kept = upstream.clone();
-        spawn_local(async move { kept.keep().await });
-        spawn_local(upstream_health::keep_asking(
-            upstream.clone(),
-            places.clone(),
-        ));
-        for (index, target) in settings.targets.iter().enumerate() {
-            let Host::Name(name) = &target.host else {
-                continue;
-            };
-            let resolver = match &resolver {
-                Some(resolver) => Arc::clone(resolver),
-                None => resolver
-                    .insert(resolver::resolver(&config.resolver)?)
-                    .clone(),
-            };
-            let named = Named {
-                upstream: upstream.clone(),
-                index,
-                name: name.clone(),
-                port: target.port,
-                own: own.clone(),
-                resolver,
-            };
-            spawn_local(named.keep_fresh());
-        }
-        upstreams.push(upstream);
-    }
-    let queries = resolver.as_ref().map(|resolver| resolver.queries());
-    if let Some(resolver) = resolver {
-        spawn_local(resolver.follow_files());
-    }
-    Ok((upstreams, queries.unwrap_or_default()))
-}
-
-/// What a worker's thread reports.
-enum Said {
-    /// It accepts.
-    Started,
-    /// It has ended.
-    Ended(Result<(), SupervisorError>),
-}
-
-/// Waits until every worker accepts: before that nobody is told that we are ready.
-async fn all_started(
-    said: &mut mpsc::UnboundedReceiver<Said>,
-    workers: usize,
-) -> Result<(), SupervisorError> {
-    for _ in 0..workers {
-        if let Some(Said::Ended(Err(error))) = said.recv().await {
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-/// Starts one thread per worker; each reports when it accepts and how it ended.
-fn start_workers<T>(
-    shares: impl Iterator<Item = T>,
-    worker: impl Fn(usize, T) -> Worker,
-) -> Result<mpsc::UnboundedReceiver<Said>, SupervisorError> {
-    let (sender, said) = mpsc::unbounded_channel(); // two messages per worker, never more
-    for (index, share) in shares.enumerate() {
-        let worker = worker(index, share);
-        let (started, ended) = (sender.clone(), sender.clone());
-        let work = move || {
-            let started = move || drop(started.send(Said::Started));
-            let run = std::panic::AssertUnwindSafe(|| worker.run(started));
-            let result = match std::panic::catch_unwind(run) {
-                Ok(result) => result.map_err(SupervisorError::Worker),
-                Err(_) => Err(SupervisorError::Panicked),
-            };
-            if let Err(error) = &result {
-                error!(worker = index, %error, "a worker failed");
-            }
-            // Nobody listens any more once the process is ending.
-            let _ = ended.send(Said::Ended(result));
-        };
-        thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(work)?;
-    }
-    Ok(said)
 }

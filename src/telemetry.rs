@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
+use tracing_subscriber::{fmt, reload};
 
 use crate::config::{Log, LogFormat};
 
@@ -21,7 +21,34 @@ const QUEUE: usize = 8192;
 #[derive(Debug)]
 pub struct Running {
     dropped: DroppedLines,
+    levels: Levels,
     _writer: WorkerGuard,
+}
+
+/// Says what is written from now on.
+#[derive(Clone)]
+pub struct Levels {
+    lines: reload::Handle<Lines, Registry>,
+    levels: reload::Handle<Targets, Registry>,
+    writer: NonBlocking,
+}
+
+/// Lines of one form.
+type Lines = Box<dyn Layer<Registry> + Send + Sync>;
+
+impl std::fmt::Debug for Levels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Levels").finish_non_exhaustive()
+    }
+}
+
+impl Levels {
+    /// From now on lines have this form and this level.
+    pub fn set(&self, log: &Log) {
+        // Fails only where there was a subscriber before ours.
+        let _ = self.lines.reload(lines(log, self.writer.clone()));
+        let _ = self.levels.reload(levels(log.level));
+    }
 }
 
 /// How many lines were dropped because standard error took none.
@@ -29,6 +56,12 @@ pub struct Running {
 pub struct DroppedLines(ErrorCounter);
 
 impl Running {
+    /// What changes its form and level.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        self.levels.clone()
+    }
+
     /// The counter.
     #[must_use]
     pub fn dropped(&self) -> DroppedLines {
@@ -54,6 +87,23 @@ pub fn init(log: &Log) -> Running {
         .thread_name("log")
         .finish(std::io::stderr());
     let dropped = DroppedLines(writer.error_counter());
+    let (form, lines) = reload::Layer::new(lines(log, writer.clone()));
+    let (level, levels) = reload::Layer::new(levels(log.level));
+    let subscriber = Registry::default().with(form.with_filter(level));
+    // Fails only where there is a subscriber already.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    Running {
+        dropped,
+        levels: Levels {
+            lines,
+            levels,
+            writer,
+        },
+        _writer: guard,
+    }
+}
+
+fn lines(log: &Log, writer: NonBlocking) -> Lines {
     let json = match log.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,
@@ -65,7 +115,7 @@ pub fn init(log: &Log) -> Running {
         .with_writer(writer)
         .with_target(false)
         .log_internal_errors(false);
-    let lines: Box<dyn Layer<Registry> + Send + Sync> = if json {
+    if json {
         lines
             .json()
             .flatten_event(true)
@@ -74,13 +124,6 @@ pub fn init(log: &Log) -> Running {
             .boxed()
     } else {
         lines.with_ansi(colour()).boxed()
-    };
-    let subscriber = Registry::default().with(lines.with_filter(levels(log.level)));
-    // Fails only where there is a subscriber already.
-    let _ = tracing::subscriber::set_global_default(subscriber);
-    Running {
-        dropped,
-        _writer: guard,
     }
 }
 

@@ -73,6 +73,12 @@ impl WaitingRoom {
         })
     }
 
+    /// Whether those who enter take these places.
+    #[must_use]
+    pub fn is_of(&self, places: &Arc<Places>) -> bool {
+        Arc::ptr_eq(&self.places, places)
+    }
+
     /// Connections in the room.
     #[must_use]
     pub fn len(&self) -> usize {

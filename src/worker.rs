@@ -3,102 +3,61 @@
 //! From accept to connect a connection is a task; the tasks of a worker run in a tokio `LocalSet`, which the worker drives itself, so that
 //! its only wait is the [`Reactor`]'s. Relaying sessions are the engine's.
 
+mod chores;
+mod hall;
+
 use std::cell::RefCell;
-use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::TcpListener as StdListener;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use crate::account::CloseReason;
 use crate::account::audit::Scribe;
-use crate::account::{Books, Cache, CloseReason};
 use crate::admin::health::Readiness;
-use crate::config::{self, Config, Consumers, SendProxy};
 use crate::drain::{Notice, Phase, Stand};
-use crate::listener::{accept_loop, receive_loop};
-use crate::places::Places;
-use crate::policy::Policy;
+use crate::listener::receive_loop;
 use crate::policy::admission::InForce;
 use crate::pulse::Heart;
-use crate::reactor::{BATCH, Reactor, Watched};
-use crate::relay::engine::{Engine, Review};
+use crate::reactor::{BATCH, Reactor};
+use crate::relay::engine::Engine;
 use crate::relay::pipes::Budget;
-use crate::route::Routes;
-use crate::session::{Entrance, Way};
-use crate::spread::{Passed, Spread};
-use crate::telemetry::LogLimiter;
-use crate::upstream::Upstream;
-use crate::upstream::connect::Dialer;
-use crate::waiting_room::WaitingRoom;
+use crate::spread::Passed;
+use chores::{record, sweep};
+use hall::Gear;
+pub use hall::{Common, Door, Gate, Hall, OpenGate, Share, Swap};
 
 /// What a worker is given. Everything in it is its own or shared without locks on the data path.
 #[derive(Debug)]
 pub struct Worker {
-    /// Its index among the workers.
-    pub index: usize,
+    /// What it needs for as long as it lives.
+    pub common: Common,
     /// The control thread's runtime.
     pub control: Handle,
-    /// The configuration.
-    pub config: Arc<Config>,
-    /// Who may come in.
-    pub policy: Arc<Policy>,
-    /// Who may be behind shared endpoints.
-    pub consumers: Arc<Consumers>,
-    /// The books of the process.
-    pub books: Arc<Books>,
     /// Its hand in the audit trail.
     pub scribe: Scribe,
-    /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<Arc<Upstream>>,
-    /// Its sockets of each listener, in the order of the configuration, and the listener's room.
-    pub doors: Vec<Door>,
+    /// What it begins with.
+    pub share: Share,
+    /// What follows that, whenever a configuration follows another.
+    pub swaps: mpsc::Receiver<Swap>,
     /// What all workers' pipes together may take.
     pub pipe_budget: Arc<Budget>,
-    /// How many connections each worker has.
-    pub spread: Arc<Spread>,
-    /// Room for connections of the whole process: two descriptors each.
-    pub descriptors: Arc<Semaphore>,
-    /// Whether there are any yet.
-    pub ready: Arc<AtomicBool>,
     /// What the others pass on to it.
     pub passed: mpsc::Receiver<Passed>,
     /// Answers for it where a watchdog wants to know that it turns.
     pub heart: Option<Heart>,
     /// How far the process is on its way out, and whether it should get traffic.
     pub readiness: Readiness,
-}
-
-/// What all sessions of a worker share.
-#[derive(Debug, Clone)]
-struct Gear {
-    reactor: Rc<Reactor>,
-    engine: Rc<RefCell<Engine>>,
-    scribe: Rc<Scribe>,
-    policy: Rc<InForce>,
-}
-
-/// A worker's share of a listener.
-#[derive(Debug)]
-pub struct Door {
-    /// One socket per address.
-    pub sockets: Vec<StdListener>,
-    /// `max_pending`, shared.
-    pub pending: Arc<Places>,
-    /// `max_sessions`, shared.
-    pub sessions: Arc<Places>,
 }
 
 /// Why a worker ended before its time.
@@ -122,18 +81,19 @@ impl Worker {
     /// # Errors
     /// See [`WorkerError`].
     pub fn run(self, started: impl FnOnce() + 'static) -> Result<(), WorkerError> {
-        if self.config.relay.pin {
-            pin_to_core(self.index);
+        let (config, index) = (&self.share.config, self.common.index);
+        if config.relay.pin {
+            pin_to_core(index);
         }
         // What is not worth being written for the reactor (answers to health checks) is served by the control thread's.
         let control = self.control.clone();
         let _entered = control.enter();
-        let reactor = Rc::new(Reactor::new(self.config.relay.spin)?);
+        let reactor = Rc::new(Reactor::new(config.relay.spin)?);
         let engine = Rc::new(RefCell::new(Engine::new(
-            self.books.clone(),
-            self.index,
-            self.config.relay,
-            self.config.drain.close,
+            self.common.books.clone(),
+            index,
+            config.relay,
+            config.drain.close,
             self.pipe_budget.clone(),
         )));
         let tasks = LocalSet::new();
@@ -149,47 +109,35 @@ impl Worker {
     ) -> io::Result<()> {
         let (stop, notice) = (CancellationToken::new(), Rc::<Notice>::default());
         let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
-        let dialers = self.dialers(&reactor);
-        for (upstream, dialer) in dialers.iter().enumerate() {
-            let kept = dialer.clone();
-            accepting.spawn_local(stop.clone().run_until_cancelled_owned(async move {
-                kept.keep_ahead().await;
-            }));
-            let (reactor, engine) = (reactor.clone(), engine.clone());
-            let reviewing = review(upstream, dialer.clone(), reactor, engine);
-            accepting.spawn_local(stop.clone().run_until_cancelled_owned(reviewing));
-        }
         let gear = Gear {
-            reactor: reactor.clone(),
+            reactor,
             engine: engine.clone(),
             scribe: Rc::new(std::mem::replace(&mut self.scribe, Scribe::off())),
-            policy: InForce::new(self.policy.clone()),
+            notice: notice.clone(),
+            policy: InForce::new(self.share.policy.clone()),
         };
-        let mut entrances = Vec::new();
-        for (index, door) in std::mem::take(&mut self.doors).into_iter().enumerate() {
-            let entrance = self.entrance(index, &door, &gear, &dialers, &notice);
-            entrances.push(entrance.clone());
-            for socket in door.sockets {
-                let listener = Watched::new(&reactor, socket.into())?;
-                accepting.spawn_local(accept_loop(
-                    listener,
-                    entrance.clone(),
-                    sessions.clone(),
-                    stop.clone(),
-                ));
-            }
-        }
-        if let Some(interval) = self.config.audit.interval
+        if let Some(interval) = self.share.config.audit.interval
             && gear.scribe.is_on()
         {
             let recording = record(interval, gear.clone());
             accepting.spawn_local(stop.clone().run_until_cancelled_owned(recording));
         }
-        let sweeping = sweep(entrances.clone(), reactor);
+        let hall = Hall::new(
+            self.common,
+            gear,
+            accepting.clone(),
+            sessions.clone(),
+            stop.clone(),
+        );
+        hall.prepare(self.share)?;
+        hall.open();
+        let sweeping = sweep(hall.clone());
         accepting.spawn_local(stop.clone().run_until_cancelled_owned(sweeping));
+        let changing = hall.clone().change(self.swaps);
+        accepting.spawn_local(stop.clone().run_until_cancelled_owned(changing));
         accepting.spawn_local(receive_loop(
             self.passed,
-            entrances,
+            hall,
             sessions.clone(),
             stop.clone(),
         ));
@@ -219,84 +167,6 @@ impl Worker {
         engine.borrow_mut().end_all(CloseReason::Drained);
         Ok(())
     }
-
-    /// Its way to each upstream, in the order of the configuration.
-    fn dialers(&self, reactor: &Rc<Reactor>) -> Vec<Rc<Dialer>> {
-        let upstreams = self.upstreams.iter();
-        let dialer = |upstream: &Arc<Upstream>| {
-            // Another in each process, worker and upstream: nothing is to go in step.
-            let seed = RandomState::new().hash_one(self.index);
-            Rc::new(Dialer::new(reactor.clone(), upstream.clone(), seed))
-        };
-        upstreams.map(dialer).collect()
-    }
-
-    fn way(&self, listener: &config::Listener, upstream: usize, dialer: &Rc<Dialer>) -> Rc<Way> {
-        let limits = self
-            .config
-            .session_limits(listener, &self.config.upstreams[upstream]);
-        let upstream = &self.upstreams[upstream];
-        Rc::new(Way {
-            upstream: upstream.name.clone(),
-            dialer: dialer.clone(),
-            limits: Rc::new(limits),
-            accounts: self.cache(),
-        })
-    }
-
-    fn cache(&self) -> RefCell<Cache> {
-        RefCell::new(Cache::new(self.books.most_accounts()))
-    }
-
-    fn entrance(
-        &self,
-        index: usize,
-        door: &Door,
-        gear: &Gear,
-        dialers: &[Rc<Dialer>],
-        notice: &Rc<Notice>,
-    ) -> Rc<Entrance> {
-        let settings = self.config.listeners[index].clone();
-        let reachable = settings.reachable();
-        // In the order of how much it is: nothing, addresses, everything.
-        let wanted = reachable
-            .iter()
-            .map(|index| self.config.upstreams[*index].proxy_protocol);
-        let tells = wanted.max_by_key(|send| *send as u8);
-        let ways = (0..self.upstreams.len())
-            .map(|upstream| {
-                reachable
-                    .contains(&upstream)
-                    .then(|| self.way(&settings, upstream, &dialers[upstream]))
-            })
-            .collect();
-        Rc::new(Entrance {
-            index,
-            worker: self.index,
-            routes: Routes::new(&settings),
-            tells: tells.unwrap_or(SendProxy::Off),
-            relay_id: self.config.relay_id.clone(),
-            consumers: self.consumers.clone(),
-            turned_away: self.cache(),
-            ways,
-            books: self.books.clone(),
-            scribe: gear.scribe.clone(),
-            engine: gear.engine.clone(),
-            reactor: gear.reactor.clone(),
-            waiting: Rc::new(WaitingRoom::new(door.pending.clone())),
-            spread: self.spread.clone(),
-            descriptors: self.descriptors.clone(),
-            ready: self.ready.clone(),
-            policy: gear.policy.clone(),
-            turnstile: self.policy.tallies().listener(&door.sessions),
-            readiness: self.readiness.clone(),
-            notice: notice.clone(),
-            refusal_log: LogLimiter::default(),
-            policy_log: LogLimiter::default(),
-            accept_log: LogLimiter::default(),
-            settings,
-        })
-    }
 }
 
 /// Does what the phases ask for as long as the process may stay, and returns when it is to end and takes nothing new any more.
@@ -324,73 +194,6 @@ async fn follow(stand: &mut watch::Receiver<Stand>, engine: &RefCell<Engine>, no
         if stand.changed().await.is_err() {
             return; // the control thread is gone: then there is nobody left to serve for
         }
-    }
-}
-
-/// How often a worker looks at its sessions' addresses where nothing changes, and asks the kernel about some.
-const REVIEW: Duration = Duration::from_secs(15);
-
-/// Sessions that the kernel is asked about at a time, per upstream: a call each.
-const MEASURED: usize = 64;
-
-/// Looks, for ever, at where the sessions on an upstream are: at once when its addresses change.
-async fn review(
-    upstream: usize,
-    dialer: Rc<Dialer>,
-    reactor: Rc<Reactor>,
-    engine: Rc<RefCell<Engine>>,
-) {
-    let mut changes = dialer.upstream().changes();
-    loop {
-        let snapshot = changes.borrow_and_update().clone();
-        {
-            let mut engine = engine.borrow_mut();
-            let chance = || dialer.chance();
-            let review = Review::new(upstream, &dialer.upstream().settings, &snapshot, &chance);
-            engine.begin(Instant::now());
-            engine.review(&review);
-            engine.measure(MEASURED);
-        }
-        // `changed` fails only when the upstream is gone, and the dialer has it.
-        let _ = reactor
-            .timeout_at(Instant::now() + REVIEW, changes.changed())
-            .await;
-    }
-}
-
-/// Sessions whose going on is recorded at a time: two calls each.
-const RECORDED: usize = 64;
-
-/// The pause between them: so many sessions that even 100,000 have a record each half minute, and no message waits long behind them.
-const RECORDING: Duration = Duration::from_millis(20);
-
-/// Records, for ever, how sessions go on: each once in an interval, and evenly, whenever they were opened.
-async fn record(interval: Duration, gear: Gear) {
-    let mut before = Instant::now();
-    let mut owed = 0;
-    loop {
-        let places = gear.engine.borrow().places().max(RECORDED);
-        let pause = interval.mul_f64(RECORDED as f64 / places as f64);
-        let until = before + pause.clamp(RECORDING, Duration::from_secs(1));
-        gear.reactor.sleep_until(until).await;
-        let now = Instant::now();
-        let mut engine = gear.engine.borrow_mut();
-        let passed = now.saturating_duration_since(before).as_nanos();
-        let length = interval.as_nanos().max(1);
-        owed += passed * engine.places() as u128;
-        let due = usize::try_from(owed / length).unwrap_or(usize::MAX);
-        owed %= length;
-        before = now;
-        engine.begin(now);
-        engine.record(due.min(RECORDED), interval / 2);
-    }
-}
-
-/// Forgets, for ever, accounts that left memory.
-async fn sweep(entrances: Vec<Rc<Entrance>>, reactor: Rc<Reactor>) {
-    loop {
-        reactor.sleep_until(Instant::now() + REVIEW).await;
-        entrances.iter().for_each(|entrance| entrance.sweep());
     }
 }
 

@@ -31,11 +31,11 @@ pub(crate) fn tests() -> Vec<Trial> {
 /// Where names are asked for.
 const SERVER: &str = "10.30.0.2:53";
 
-/// The shipped configuration before this upstream.
+/// The shipped configuration before this upstream, for as many sessions as any machine has descriptors and ports for.
 fn config(upstream: &str) -> String {
     let table = SHIPPED.find("[[upstream]]").unwrap();
     format!(
-        "[resolver]\nservers = [{SERVER:?}]\n{}[[upstream]]\nname = \"control-plane\"\n{upstream}\n",
+        "[resolver]\nservers = [{SERVER:?}]\n{}max_sessions = 1000\n[[upstream]]\nname = \"control-plane\"\n{upstream}\n",
         &SHIPPED[..table]
     )
 }

@@ -1,6 +1,6 @@
 //! All accounts and counters of one process.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -31,16 +31,20 @@ pub enum Place {
 
 pub use super::file::BooksError;
 
+/// Each worker's counters of a listener.
+pub type Shards = Arc<[ListenerShard]>;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Books {
     accounts: Mutex<Accounts>,
-    limits: Limits,
+    /// Room for so many accounts, which does not change.
+    slots: usize,
     region: Arc<Region>,
     file: Option<CounterFile>,
     /// Whether a ledger books them.
     to_be_booked: bool,
-    listeners: Vec<(Arc<str>, Box<[ListenerShard]>)>,
+    listeners: Mutex<Vec<(Arc<str>, Shards)>>,
     workers: Box<[WorkerShard]>,
 }
 
@@ -54,8 +58,9 @@ struct Accounts {
     free: VecDeque<u32>,
     /// How many were ever made.
     generation: u64,
-    /// Of endpoints that nobody has named: what `accounts.max` bounds.
-    unnamed: usize,
+    limits: Limits,
+    /// Those of endpoints that nobody had named when they were made, by generation: what `accounts.max` bounds.
+    unnamed: HashSet<u64>,
     /// Connections booked to `overflow` because the bound was reached.
     overflowed: u64,
     /// What was counted on accounts that left, by listener and upstream.
@@ -63,7 +68,7 @@ struct Accounts {
 }
 
 impl Books {
-    /// Empty books for these listeners and so many workers.
+    /// Empty books for so many workers, with counters for these listeners.
     ///
     /// # Errors
     /// [`BooksError`]: there is no room, or no file can be made.
@@ -82,26 +87,26 @@ impl Books {
                 (region, Some(file))
             }
         };
-        let shards = |_| (0..workers).map(|_| ListenerShard::default()).collect();
-        let slots = u32::try_from(slots).map_err(|_| BooksError::TooMany)?;
+        let numbers = u32::try_from(slots).map_err(|_| BooksError::TooMany)?;
         let accounts = Accounts {
-            by_slot: (0..slots).map(|_| None).collect(),
-            free: (0..slots).collect(),
+            by_slot: (0..numbers).map(|_| None).collect(),
+            free: (0..numbers).collect(),
+            limits,
             ..Accounts::default()
         };
-        Ok(Self {
+        let books = Self {
             accounts: Mutex::new(accounts),
-            limits,
+            slots,
             region: Arc::new(region),
             file,
             to_be_booked,
-            listeners: listeners
-                .iter()
-                .enumerate()
-                .map(|(i, name)| (name.clone(), shards(i)))
-                .collect(),
+            listeners: Mutex::default(),
             workers: (0..workers).map(|_| WorkerShard::default()).collect(),
-        })
+        };
+        for name in listeners {
+            books.listener(name);
+        }
+        Ok(books)
     }
 
     /// The account of `key`, made when it is new; that of `overflow` where `accounts.max` is reached. Takes a lock: once per
@@ -133,7 +138,7 @@ impl Books {
     /// Most accounts that a [`Cache`](super::Cache) need have room for.
     #[must_use]
     pub fn most_accounts(&self) -> usize {
-        self.limits.slots()
+        self.slots
     }
 
     /// How many accounts are in memory.
@@ -142,10 +147,30 @@ impl Books {
         self.lock().by_key.len()
     }
 
-    /// One worker's counters of a listener, by the listener's index.
-    #[must_use]
-    pub fn listener(&self, listener: usize, worker: usize) -> &ListenerShard {
-        &self.listeners[listener].1[worker]
+    /// The counters of a listener, made when its name is new. They stay with the name for as long as the process lives: what was counted once is
+    /// shown for ever, and goes on where the listener comes back.
+    pub fn listener(&self, name: &Arc<str>) -> Shards {
+        let mut listeners = self.listeners();
+        if let Some((_, shards)) = listeners.iter().find(|(known, _)| known == name) {
+            return shards.clone();
+        }
+        let workers = 0..self.workers.len();
+        let shards: Shards = workers.map(|_| ListenerShard::default()).collect();
+        listeners.push((name.clone(), shards.clone()));
+        shards
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<(Arc<str>, Shards)>> {
+        let listeners = self.listeners.lock();
+        listeners.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on other endpoints have a name, and always an account of their own. There is room for as many accounts as before: where that is less
+    /// than what is asked for, says how many are missing.
+    pub fn set_limits(&self, limits: Limits) -> usize {
+        let missing = limits.slots().saturating_sub(self.slots);
+        self.lock().limits = limits;
+        missing
     }
 
     /// Connections that were booked to `overflow` because the bound was reached.
@@ -181,12 +206,13 @@ impl Books {
                 counters,
                 peak: 0,
             });
-        let listeners = self.listeners.iter();
+        let listeners = self.listeners();
         Snapshot {
             accounts: accounts.iter().map(|account| account.totals(now)).collect(),
             gone: gone.collect(),
             overflowed,
             listeners: listeners
+                .iter()
                 .map(|(name, shards)| ListenerTotals::add_up(name.clone(), shards))
                 .collect(),
             workers: WorkerTotals::add_up(&self.workers),
@@ -256,7 +282,7 @@ impl Books {
             .iter()
             .filter(|account| account.may_go(idle_after, now, to_be_booked));
         // The lock is taken for each, so that no connection waits for all of them.
-        idle.filter(|account| self.lock().retire(account, &self.limits, to_be_booked, now))
+        idle.filter(|account| self.lock().retire(account, to_be_booked, now))
             .count()
     }
 
@@ -292,10 +318,13 @@ impl Accounts {
         if let Some(account) = self.by_key.get(&key) {
             return account.clone();
         }
-        let named = is_named(&key, &books.limits);
-        if (named || self.unnamed < books.limits.max) && self.free.len() > 1 {
-            self.unnamed += usize::from(!named);
-            return self.make(key, books);
+        let named = is_named(&key, &self.limits);
+        if (named || self.unnamed.len() < self.limits.max) && self.free.len() > 1 {
+            let account = self.make(key, books);
+            if !named {
+                self.unnamed.insert(account.generation);
+            }
+            return account;
         }
         self.overflowed += 1;
         let key = AccountKey {
@@ -343,7 +372,7 @@ impl Accounts {
         account
     }
 
-    fn retire(&mut self, account: &Account, limits: &Limits, to_be_booked: bool, now: u64) -> bool {
+    fn retire(&mut self, account: &Account, to_be_booked: bool, now: u64) -> bool {
         let Some(counters) = account.retire(now, to_be_booked) else {
             return false;
         };
@@ -357,7 +386,7 @@ impl Accounts {
         self.in_order.remove(&account.generation);
         self.by_slot[account.slot_number as usize] = None;
         self.free.push_back(account.slot_number);
-        self.unnamed -= usize::from(!is_named(key, limits));
+        self.unnamed.remove(&account.generation);
         true
     }
 }

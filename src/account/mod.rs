@@ -41,7 +41,7 @@ mod totals;
 
 pub use accounts::Account;
 pub use anchor::Anchor;
-pub use books::{Books, BooksError, Place};
+pub use books::{Books, BooksError, Place, Shards};
 pub use cache::Cache;
 pub use counter::{Cell, ListenerShard, WorkerShard};
 pub use keeper::keep;

@@ -25,7 +25,7 @@ pub struct Readiness {
     /// How far the process is on its way out.
     pub stand: watch::Receiver<Stand>,
     /// Upstreams without whose usable addresses there should be no traffic.
-    pub needed: Arc<[Arc<Upstream>]>,
+    pub needed: watch::Receiver<Arc<[Arc<Upstream>]>>,
     /// How the books are kept.
     pub booking: Booking,
 }
@@ -37,7 +37,8 @@ impl Readiness {
         if !phase.is_ready() {
             return (false, phase.name().to_owned());
         }
-        let mut needed = self.needed.iter();
+        let needed = self.needed.borrow().clone();
+        let mut needed = needed.iter();
         if let Some(upstream) = needed.find(|upstream| !upstream.snapshot().usable) {
             return (false, format!("no address of {} is usable", upstream.name));
         }

@@ -10,7 +10,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
 use super::family::{Family, counter, gauge};
-use super::{View, accounts, upstreams};
+use super::{Configured, View, accounts, configured, upstreams};
 use crate::account::{
     AcceptError, Fallback, LimitOf, PeekOutcome, Refusal, RelayPath, Snapshot, Wait,
 };
@@ -19,13 +19,14 @@ use crate::proxy_protocol::header::HeaderError;
 
 /// Everything, as text.
 pub(super) fn encode(view: &View) -> prometheus::Result<String> {
-    let now = Instant::now();
+    let (now, in_force) = (Instant::now(), view.in_force());
     let (snapshot, shown) = view.top.look(|| view.books.snapshot(), now);
-    let mut families = accounts::families(&snapshot, &shown, &view.endpoints);
+    let mut families = accounts::families(&snapshot, &shown, &in_force.endpoints);
     families.extend(view.readiness.booking.families());
-    families.extend(of_listeners(&snapshot, view));
+    families.extend(of_listeners(&snapshot, &in_force));
     families.extend(of_limits(view));
-    families.extend(upstreams::families(&view.upstreams));
+    families.extend(configured::families(&in_force, &view.reloads));
+    families.extend(upstreams::families(&in_force.upstreams));
     families.extend(of_workers(&snapshot, view));
     families.push(build_info());
     families.push(phase(view));
@@ -37,7 +38,7 @@ pub(super) fn encode(view: &View) -> prometheus::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
+fn of_listeners(snapshot: &Snapshot, in_force: &Configured) -> Vec<MetricFamily> {
     let mut header_errors = counter(
         "tollgate_header_errors_total",
         "Connections refused for their PROXY protocol header, by error.",
@@ -66,7 +67,9 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
         "tollgate_connections_pending",
         "Connections without a whole header.",
     );
-    for (listener, room) in snapshot.listeners.iter().zip(&view.rooms) {
+    for listener in &snapshot.listeners {
+        let mut rooms = in_force.rooms.iter();
+        let room = rooms.find(|room| room.listener == listener.name);
         let labels = [("listener", &*listener.name)];
         let with = |name, value| [labels[0], (name, value)];
         for error in HeaderError::ALL {
@@ -93,7 +96,10 @@ fn of_listeners(snapshot: &Snapshot, view: &View) -> Vec<MetricFamily> {
         }
         health_checks.add(&labels, listener.health_checks);
         empty.add(&labels, listener.empty);
-        pending.add(&labels, room.pending.taken() as u64);
+        // Who has left has counters, and nobody who waits.
+        if let Some(room) = room {
+            pending.add(&labels, room.pending.taken() as u64);
+        }
     }
     [
         header_errors,

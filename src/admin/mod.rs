@@ -5,10 +5,12 @@
 
 mod accounts;
 mod books;
+mod configured;
 mod endpoints;
 mod family;
 pub mod health;
 mod http;
+mod live;
 mod metrics;
 mod orders;
 pub mod query;
@@ -25,24 +27,24 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::account::Books;
-use crate::config::Endpoints;
 use crate::orders::Orders;
 use crate::places::Places;
 use crate::policy::tally::Tallies;
 use crate::spread::Spread;
 use crate::telemetry::{DroppedLines, LogLimiter};
-use crate::upstream::Upstream;
 pub use books::Booking;
+pub use configured::{Configured, Reloaded, Reloads};
 pub use endpoints::Connected;
 use health::Readiness;
 pub use http::WARNING;
 use http::{Answer, Json, Requests, Text};
+pub use live::{Address as LiveAddress, Asked, Live, Rates, Row, Sort};
 pub use socket::Socket;
 pub use top::Top;
 
@@ -63,10 +65,10 @@ pub struct View {
     pub orders: Orders,
     /// The books.
     pub books: Arc<Books>,
-    /// The upstreams, in the order of the configuration.
-    pub upstreams: Vec<Arc<Upstream>>,
-    /// Room in each listener, in the order of the configuration.
-    pub rooms: Vec<Room>,
+    /// What a reload replaces.
+    pub in_force: watch::Receiver<Arc<Configured>>,
+    /// What became of reloads.
+    pub reloads: Arc<Reloads>,
     /// What was used of what endpoints may.
     pub tallies: Arc<Tallies>,
     /// Whether the process should get traffic.
@@ -81,8 +83,6 @@ pub struct View {
     pub workers: usize,
     /// Which endpoints are shown one by one in `/metrics`.
     pub top: Top,
-    /// What endpoints are called.
-    pub endpoints: Endpoints,
     /// When the process began to serve.
     pub began: Instant,
 }
@@ -90,6 +90,8 @@ pub struct View {
 /// How full a listener is.
 #[derive(Debug, Clone)]
 pub struct Room {
+    /// Whose it is.
+    pub listener: Arc<str>,
     /// Addresses it listens on.
     pub addresses: Vec<SocketAddr>,
     /// Places for connections without a whole header: `max_pending`.
@@ -98,11 +100,10 @@ pub struct Room {
     pub sessions: Arc<Places>,
 }
 
-impl Room {
-    /// Where only `fit` connections fit into the process, those that say nothing may have half of them. Before anything is accepted.
-    pub fn keep_half_for_sessions(&self, fit: usize) {
-        let allowed = self.pending.most().min((fit / 2).max(1));
-        self.pending.set_most(allowed);
+impl View {
+    /// What is in force now.
+    fn in_force(&self) -> Arc<Configured> {
+        self.in_force.borrow().clone()
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use jiff::Timestamp;
@@ -19,6 +20,7 @@ use tracing::warn;
 
 use super::endpoints::connected;
 use super::http::{self, Answer, Json, Requests, Text};
+use super::live::{self, Asked, Looks, Sort};
 use super::{View, orders, query, serve_each};
 use crate::account::ledger::{AskError, Kind, Ledger, Query};
 
@@ -64,12 +66,13 @@ impl Socket {
     /// Serves it, for ever.
     pub async fn serve(self, view: Arc<View>) {
         let accept = || self.listener.accept();
+        let looks = Arc::new(Looks::default());
         serve_each(&accept, move |(stream, _): (UnixStream, _)| {
-            let view = view.clone();
+            let (view, looks) = (view.clone(), looks.clone());
             let caller = Caller::of(&stream);
             http::serve(stream, Vec::new(), Requests::Many, move |request| {
-                let view = view.clone();
-                async move { answer(view, caller, request).await }
+                let (view, looks) = (view.clone(), looks.clone());
+                async move { answer(view, looks, caller, request).await }
             })
         })
         .await;
@@ -132,14 +135,17 @@ impl Caller {
     }
 }
 
-async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
+async fn answer(view: Arc<View>, looks: Arc<Looks>, caller: Caller, request: Parts) -> Answer {
     let path = request.uri.path();
     let answered = match (path, &request.method) {
         ("/endpoints", &(Method::GET | Method::HEAD)) => {
-            let connected =
-                |view: &View| connected(&view.books.snapshot().accounts, &view.endpoints);
+            let connected = |view: &View| {
+                connected(&view.books.snapshot().accounts, &view.in_force().endpoints)
+            };
             Ok(super::beside(&view, move |view| listed(&connected(view))).await)
         }
+        ("/config", &(Method::GET | Method::HEAD)) => config(&view, caller),
+        ("/top", &(Method::GET | Method::HEAD)) => top(&view, looks, request.uri.query()).await,
         ("/usage", &(Method::GET | Method::HEAD)) => usage(&view, request.uri.query()).await,
         ("/phase", &(Method::GET | Method::HEAD)) => Ok(Json(super::status::drain(&view)).into()),
         ("/anchor", &(Method::GET | Method::HEAD)) => anchor(&view),
@@ -159,6 +165,52 @@ async fn answer(view: Arc<View>, caller: Caller, request: Parts) -> Answer {
 }
 
 pub(super) type Answered = Result<Answer, Text>;
+
+/// The configuration's text. Paths of keys and the like are in it, and a file that not everybody may read stays so.
+fn config(view: &View, caller: Caller) -> Answered {
+    if !caller.trusted {
+        let why = "only root and the relay's own user may read what is in force\n";
+        return Err(Text(StatusCode::FORBIDDEN, why.to_owned()));
+    }
+    let in_force = view.in_force();
+    let Some(path) = &in_force.path else {
+        let why = "this relay was started from the command line and has no configuration file\n";
+        return Err(Text(StatusCode::CONFLICT, why.to_owned()));
+    };
+    let text = json!({
+        "path": path,
+        "digest": &*in_force.digest,
+        "restart": in_force.restart,
+        "text": &*in_force.text,
+    });
+    Ok(Json(text).into())
+}
+
+/// Who is busy now.
+async fn top(view: &Arc<View>, looks: Arc<Looks>, query: Option<&str>) -> Answered {
+    let mut asked = Asked::default();
+    for (key, value) in pairs(query)? {
+        match &*key {
+            "filter" => asked.filter = value,
+            "rows" => {
+                let rows = value.parse();
+                asked.rows = rows.map_err(|_| nonsense("rows is a number"))?;
+            }
+            "sort" => {
+                let sort = Sort::from_str(&value, false);
+                asked.sort = sort.map_err(|_| {
+                    let known = Sort::value_variants().iter();
+                    let known = known.filter_map(ValueEnum::to_possible_value);
+                    let known: Vec<_> = known.map(|value| value.get_name().to_owned()).collect();
+                    nonsense(&format!("known as sort: {}", known.join(", ")))
+                })?;
+            }
+            _ => return Err(nonsense("known here: sort, filter and rows")),
+        }
+    }
+    looks.keep();
+    Ok(super::beside(view, move |view| listed(&live::live(&looks, view, &asked))).await)
+}
 
 /// What was used, up to this moment.
 async fn usage(view: &Arc<View>, query: Option<&str>) -> Answered {

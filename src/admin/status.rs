@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{View, upstreams};
+use super::{View, configured, upstreams};
 use crate::account::{AccountTotals, CloseReason, Direction, refused_name};
 
 pub(super) fn status(view: &View) -> Value {
     let snapshot = view.books.snapshot();
-    let now = Instant::now();
+    let (now, in_force) = (Instant::now(), view.in_force());
     let [ledger, audit] = view.readiness.booking.status();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -20,15 +20,16 @@ pub(super) fn status(view: &View) -> Value {
         "workers": view.workers,
         "ledger": ledger,
         "audit": audit,
-        "listeners": snapshot.listeners.iter().zip(&view.rooms).map(|(listener, room)| json!({
-            "name": &*listener.name,
+        "config": configured::status(&in_force, &view.reloads),
+        "listeners": in_force.rooms.iter().map(|room| json!({
+            "name": &*room.listener,
             "addresses": room.addresses,
             "sessions": room.sessions.taken(),
             "max_sessions": room.sessions.most(),
             "pending": room.pending.taken(),
             "max_pending": room.pending.most(),
         })).collect::<Vec<_>>(),
-        "upstreams": view.upstreams.iter().map(|upstream| upstreams::status(upstream, now)).collect::<Vec<_>>(),
+        "upstreams": in_force.upstreams.iter().map(|upstream| upstreams::status(upstream, now)).collect::<Vec<_>>(),
         "accounts": snapshot.accounts.iter().map(account).collect::<Vec<_>>(),
         "overflowed": snapshot.overflowed,
     })
@@ -36,7 +37,12 @@ pub(super) fn status(view: &View) -> Value {
 
 /// How far the process is on its way out, or out of the balancer.
 pub(super) fn drain(view: &View) -> Value {
-    let pending = view.rooms.iter().map(|room| room.pending.taken()).sum();
+    let pending = view
+        .in_force()
+        .rooms
+        .iter()
+        .map(|room| room.pending.taken())
+        .sum();
     let sessions = view.spread.all_open().saturating_sub(pending);
     view.readiness.stand.borrow().report(sessions)
 }

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Pid;
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -36,6 +38,22 @@ pub(super) enum Outcome {
 impl Client {
     pub(super) fn new(socket: &Path) -> Self {
         Self(socket.to_owned())
+    }
+
+    /// The process that listens there; `None` where nobody does.
+    pub(super) fn process(&self) -> Option<Pid> {
+        let stream = connect(&self.0).ok()?;
+        Some(socket_peercred(&stream).ok()?.pid)
+    }
+
+    /// Asks, and reads the answer as text, or why there is none: for a question whose answer may be no.
+    pub(super) fn text(&self, target: &str) -> Result<String, String> {
+        match self.ask("GET", target) {
+            Ok(Outcome::Answered(body)) => Ok(String::from_utf8_lossy(&body).trim_end().to_owned()),
+            Ok(Outcome::Nobody(error)) => Err(error.to_string()),
+            Err(Error::Books { what, .. }) => Err(what),
+            Err(_) => Err("it does not answer".to_owned()),
+        }
     }
 
     /// Asks, and reads what was asked for as JSON; `Err` within `Ok` where nobody is there.

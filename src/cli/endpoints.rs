@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
-use super::client::Client;
 use super::places;
+use super::relay::Relay;
 use super::table::{Column, Format, table};
 use super::{Error, ExitCode};
 use crate::admin::Connected;
@@ -22,23 +22,7 @@ pub(super) struct Args {
 
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
     let places = arguments.places.find()?;
-    let nobody = |what: String| Error::Books {
-        code: ExitCode::Unavailable,
-        what: format!("{what}: start it, or name its directories with --config or --run-dir"),
-    };
-    let Some(socket) = &places.socket else {
-        return Err(Error::Books {
-            code: ExitCode::Unavailable,
-            what: "the relay has no admin socket ([admin] socket = \"off\"): write a path there to ask it".to_owned(),
-        });
-    };
-    let answer = Client::new(socket).json("GET", "/endpoints")?;
-    let mut lines: Vec<Connected> = answer.map_err(|error| {
-        nobody(format!(
-            "no relay answers at {} ({error})",
-            socket.display()
-        ))
-    })?;
+    let mut lines: Vec<Connected> = Relay::at(&places)?.json("GET", "/endpoints")?;
     for line in &mut lines {
         let named = places.endpoints.named(&line.endpoint);
         for (known, newer) in [

@@ -4,14 +4,18 @@ mod audit;
 mod check;
 mod client;
 mod completions;
+mod configuration;
 mod decode;
 mod drain;
 mod endpoints;
 mod exit;
 mod man;
 mod places;
+mod relay;
+mod reload;
 mod run;
 mod table;
+mod top;
 mod usage;
 
 use std::ffi::OsString;
@@ -38,8 +42,8 @@ const CONFIG_PATH: &str = "/etc/tollgate/tollgate.toml";
     max_term_width = 100
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 1 something found by check --probe or audit verify, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
-                        69 address in use, or no relay answers, 70 internal, 75 state directory in use by another relay, 77 not permitted, 78 configuration."
+    after_help = "Exit codes: 0 done, 1 something found by check --probe, config diff or audit verify, 64 command line, 65 bad input to decode, or a damaged ledger, 66 no configuration file, \
+                        69 address in use, or no relay answers or it cannot do that now, 70 internal, 75 state directory in use by another relay, 77 not permitted, 78 configuration."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -53,7 +57,10 @@ enum Command {
     Decode(decode::Args),
     Usage(usage::Args),
     Endpoints(endpoints::Args),
+    Top(top::Args),
     Audit(audit::Args),
+    Reload(reload::Args),
+    Config(configuration::Args),
     Drain(drain::Args),
     Undrain(drain::UndrainArgs),
     Completions(completions::Args),
@@ -94,7 +101,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, E
         Command::Decode(arguments) => decode::run(&arguments),
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
+        Command::Config(arguments) => configuration::run(&arguments),
         Command::Drain(arguments) => drain::drain(&arguments),
         Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{CONFIG_PATH, Error};
 use crate::account::ledger::Settings;
 use crate::config::defaults::{LEDGER_INTERVAL, LEDGER_KEEP};
-use crate::config::{ADMIN_SOCKET, Audit, Config, Directories, Endpoints, ErrorKind};
+use crate::config::{self, ADMIN_SOCKET, Audit, Config, Directories, Endpoints, ErrorKind};
 
 /// How a relay is named.
 #[derive(Debug, Default, clap::Args)]
@@ -55,10 +55,41 @@ impl Places {
 }
 
 impl Args {
+    /// The relay that has this configuration file.
+    pub(super) fn of(config: &Path) -> Self {
+        Self {
+            config: Some(config.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// The configuration file that is looked at.
+    pub(super) fn config_path(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH))
+    }
+
+    /// Whether the command line says where the relay is.
+    pub(super) fn name_directories(&self) -> bool {
+        self.state_dir.is_some() || self.run_dir.is_some()
+    }
+
     pub(super) fn find(&self) -> Result<Places, Error> {
-        let config = self.read()?;
+        Ok(self.places(self.read()?))
+    }
+
+    /// Where the configuration is wrong or gone, and a relay may run with what it was before: the customary places, or those on the command line; and what
+    /// is the matter with it.
+    pub(super) fn find_all_the_same(&self) -> Result<(Places, Option<config::Error>), Error> {
+        match self.read() {
+            Ok(config) => Ok((self.places(config), None)),
+            Err(Error::Config(error)) => Ok((self.places(None), Some(error))),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn places(&self, config: Option<Config>) -> Places {
         let (directories, socket) = match &config {
-            _ if self.state_dir.is_some() || self.run_dir.is_some() => {
+            _ if self.name_directories() => {
                 let written = Directories {
                     state_dir: self.state_dir.clone(),
                     run_dir: self.run_dir.clone(),
@@ -78,7 +109,7 @@ impl Args {
         };
         let Directories { state_dir, run_dir } = directories.or_customary();
         let customary = || run_dir.map(|run_dir| run_dir.join(ADMIN_SOCKET));
-        Ok(Places {
+        Places {
             state_dir: state_dir.unwrap_or_default(),
             socket: socket.unwrap_or_else(customary),
             endpoints: config
@@ -86,13 +117,12 @@ impl Args {
                 .map(|config| config.endpoints.clone())
                 .unwrap_or_default(),
             config,
-        })
+        }
     }
 
     /// The configuration; `None` where none was named, and the customary one is not there, or not for this user.
     fn read(&self) -> Result<Option<Config>, Error> {
-        let path = self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH));
-        match Config::from_file(path) {
+        match Config::from_file(self.config_path()) {
             Ok(config) => Ok(Some(config)),
             Err(error) => match error.kind() {
                 ErrorKind::Missing | ErrorKind::Permission if self.config.is_none() => Ok(None),

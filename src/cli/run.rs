@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CONFIG_PATH, Error, ExitCode};
 use crate::config::{Config, Flags};
+use crate::supervisor::Source;
 use crate::telemetry;
 
 /// Run the relay, with a configuration file or, for one listener and one upstream, without.
@@ -36,26 +37,37 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn config(&self) -> Result<Config, Error> {
-        let config = match (&self.listen, &self.upstream) {
-            (Some(listen), Some(upstream)) => Config::from_flags(&Flags {
-                listen: listen.clone(),
-                upstream: upstream.clone(),
-                trusted: self.trusted.clone(),
-                proxy_protocol: self.proxy_protocol.clone(),
-                admin: self.admin.clone(),
-                state_dir: self.state_dir.clone(),
-            }),
-            _ => Config::from_file(self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH))),
+    fn config(&self) -> Result<(Config, Source), Error> {
+        let (config, source) = match (&self.listen, &self.upstream) {
+            (Some(listen), Some(upstream)) => {
+                let config = Config::from_flags(&Flags {
+                    listen: listen.clone(),
+                    upstream: upstream.clone(),
+                    trusted: self.trusted.clone(),
+                    proxy_protocol: self.proxy_protocol.clone(),
+                    admin: self.admin.clone(),
+                    state_dir: self.state_dir.clone(),
+                });
+                let (path, text) = (None, "".into());
+                (config, Source { path, text })
+            }
+            _ => {
+                let path = self.config.as_deref().unwrap_or(Path::new(CONFIG_PATH));
+                // It is read again by a reload, wherever the process is then.
+                let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+                let (config, text) = Config::read(path).map_err(Error::Config)?;
+                let (path, text) = (Some(whole), text.into());
+                (Ok(config), Source { path, text })
+            }
         };
-        config.map_err(Error::Config)
+        Ok((config.map_err(Error::Config)?, source))
     }
 }
 
 /// Runs until told to stop.
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
-    let config = arguments.config()?;
+    let (config, source) = arguments.config()?;
     let log = telemetry::init(&config.log);
-    crate::supervisor::run(config, log.dropped()).map_err(Error::Supervisor)?;
+    crate::supervisor::run(config, source, &log).map_err(Error::Supervisor)?;
     Ok(ExitCode::Ok)
 }

@@ -95,7 +95,7 @@ pub(super) fn table(columns: Vec<Column>, rows: usize) -> String {
 }
 
 /// What is not there shows; what would move the cursor does not.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     match text {
         "" => "-".to_owned(),
         text => text
@@ -107,7 +107,7 @@ fn plain(text: &str) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {

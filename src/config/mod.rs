@@ -106,11 +106,20 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, and with every mistake found in it.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
+        Self::read(path).map(|(config, _)| config)
+    }
+
+    /// The same, with the text.
+    ///
+    /// # Errors
+    /// As [`Config::from_file`].
+    pub fn read(path: &Path) -> Result<(Self, String), Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Unreadable {
             path: path.to_owned(),
             source,
         })?;
-        Self::from_str(&text, &path.display().to_string())
+        let config = Self::from_str(&text, &path.display().to_string())?;
+        Ok((config, text))
     }
 
     /// Checks a configuration given as text; `origin` is what its mistakes are shown under, usually a path.
@@ -228,7 +237,7 @@ pub enum RelayMode {
 }
 
 /// `[resolver]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolver {
     /// Name servers to ask; those of `/etc/resolv.conf` when empty.
     pub servers: Vec<SocketAddr>,

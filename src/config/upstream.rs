@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::{SessionKeys, SocketOptions};
 
 /// `[[upstream]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     /// Its name in logs, metrics and books.
     pub name: Arc<str>,

@@ -132,6 +132,11 @@ impl Engine {
         self.drive(index);
     }
 
+    /// How sessions that we end for no fault of theirs are closed from now on.
+    pub fn close_with(&mut self, close_with: CloseWith) {
+        self.close_with = close_with;
+    }
+
     /// Closes each session at a moment of its own, those that come later too; `None`: none because of a drain.
     pub fn drain(&mut self, closing: Option<Closing>) {
         self.closing = closing.map(|closing| (closing, RandomState::new()));

@@ -6,12 +6,13 @@ use std::time::Duration;
 use super::timer::Millis;
 use crate::account::CloseReason;
 use crate::config::{self, OnVanish};
+use crate::upstream::Upstream;
 use crate::upstream::address::Address;
 use crate::upstream::snapshot::Snapshot;
 
 /// What one look at an upstream's sessions goes by.
 pub struct Review<'a> {
-    /// The upstream's index in the configuration.
+    /// The upstream's [`id`](crate::upstream::Upstream::id).
     pub upstream: usize,
     /// Its settings.
     pub settings: &'a config::Upstream,
@@ -22,20 +23,20 @@ pub struct Review<'a> {
 }
 
 impl<'a> Review<'a> {
-    /// A look at the sessions of `upstream` as `snapshot` has its addresses.
+    /// A look at the sessions of an upstream as `snapshot` has its addresses.
     #[must_use]
     pub fn new(
-        upstream: usize,
-        settings: &'a config::Upstream,
+        upstream: &'a Upstream,
         snapshot: &'a Snapshot,
         chance: &'a dyn Fn() -> f64,
     ) -> Self {
+        let settings = &upstream.settings;
         let others = match settings.failover.max_age {
             Some(_) => snapshot.of_other_groups().collect(),
             None => Vec::new(),
         };
         Self {
-            upstream,
+            upstream: upstream.id,
             settings,
             others,
             chance,

@@ -4,15 +4,18 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_local;
 use tokio::time::sleep_until;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{Said, SupervisorError};
+use super::SupervisorError;
+use super::reload::Reloader;
+use super::workers::Said;
 use crate::config::Drain;
 use crate::drain::{Ending, Moment, Phase, SILENT, Signal, Stand};
 use crate::orders::{Answer, Declined, DeclinedKind, Given, Order};
-use crate::systemd::Reporter;
+use crate::systemd::{self, Reporter};
 
 /// How often a drain is looked at while it goes on.
 const LOOK: Duration = Duration::from_millis(250);
@@ -47,13 +50,23 @@ pub(super) async fn conduct(
     signals: &mut Signals,
     workers: &mut mpsc::UnboundedReceiver<Said>,
     orders: &mut mpsc::Receiver<Given>,
+    reloader: Reloader,
 ) -> Result<(), SupervisorError> {
     let mut reporter = Reporter::default();
+    let (reloads, wanted) = mpsc::channel(WAITING);
+    spawn_local(reload_when_told(reloader, wanted));
     loop {
         let stand = *scene.stand.borrow();
         let next = tokio::select! {
-            signal = signals.next() => scene.at(|at| stand.heard(signal, at)),
-            Some(given) = orders.recv() => scene.carry_out(given, stand),
+            told = signals.next() => match told {
+                Told::End(signal) => scene.at(|at| stand.heard(signal, at)),
+                Told::Reload => {
+                    let (answer, _) = oneshot::channel(); // the log tells what becomes of it
+                    let order = Order::Reload;
+                    scene.carry_out(Given { order, answer }, stand, &reloads)
+                }
+            },
+            Some(given) = orders.recv() => scene.carry_out(given, stand, &reloads),
             () = until(stand.next) => scene.at(|at| stand.passed(at)),
             () = look(stand.phase) => scene.look(stand, &mut reporter)?,
             said = workers.recv() => match said {
@@ -119,20 +132,43 @@ impl Scene<'_> {
     }
 
     /// Does what somebody orders, and says what came of it.
-    fn carry_out(&self, given: Given, stand: Stand) -> Stand {
+    fn carry_out(&self, given: Given, stand: Stand, reloads: &Reloads) -> Stand {
         let done = match given.order {
             Order::Drain { now } => self.at(|at| stand.drain(now, at)).map_err(ending),
             Order::Undrain => stand.undrain(Instant::now()).map_err(ending),
-            Order::Reload => Err(Declined {
-                kind: DeclinedKind::NotNow,
-                why: "this relay cannot do that yet".to_owned(),
-            }),
+            Order::Reload if stand.ends => Err(ending(Ending)),
+            Order::Reload => {
+                if reloads.try_send(given.answer).is_err() {
+                    warn!("too many reloads wait already");
+                }
+                return stand;
+            }
         };
         let next = *done.as_ref().unwrap_or(&stand);
         let answer: Answer = done.map(|next| next.report((self.census)().sessions));
         // Whoever asked may have gone.
         let _ = given.answer.send(answer);
         next
+    }
+}
+
+/// Reloads that wait at most. Each reads the file when its turn comes.
+const WAITING: usize = 16;
+
+/// Where reloads are asked for, each with where its answer goes.
+type Reloads = mpsc::Sender<oneshot::Sender<Answer>>;
+
+/// Reloads, one after the other: signals are heard meanwhile.
+async fn reload_when_told(
+    mut reloader: Reloader,
+    mut wanted: mpsc::Receiver<oneshot::Sender<Answer>>,
+) {
+    while let Some(answer) = wanted.recv().await {
+        systemd::reloading();
+        let reloaded = reloader.reload().await;
+        systemd::ready(&reloader.words());
+        // Whoever asked may have gone.
+        let _ = answer.send(reloaded);
     }
 }
 
@@ -158,10 +194,18 @@ async fn look(phase: Phase) {
     }
 }
 
+/// What a signal says.
+enum Told {
+    End(Signal),
+    /// SIGHUP.
+    Reload,
+}
+
 /// The signals that the process listens to.
 pub(super) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -169,13 +213,15 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> Signal {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => Signal::Terminate,
-            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Told::End(Signal::Terminate),
+            _ = self.interrupt.recv() => Told::End(Signal::Interrupt),
+            _ = self.hangup.recv() => Told::Reload,
         }
     }
 }

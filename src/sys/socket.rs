@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use socket2::{SockFilter, SockRef};
+
 /// Bytes that were written to the socket and that the peer has not acknowledged yet (SIOCOUTQ, tcp(7)).
 ///
 /// # Errors
@@ -16,6 +18,31 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(u32::try_from(bytes).unwrap_or(0)),
     }
+}
+
+/// Makes a listening socket deaf to whoever begins to connect: their SYN is dropped as if it were lost, so that their kernel tries again. Handshakes that
+/// have begun go on. For a socket that is to be closed when it has nothing left to accept.
+///
+/// The filter (SO_ATTACH_FILTER, socket(7); classic BPF, <https://docs.kernel.org/networking/filter.html>) sees the segment from its TCP header on:
+/// byte 13 has the flags (RFC 9293 section 3.1), and a SYN without an ACK is dropped. What is accepted inherits it and never sees one.
+///
+/// # Errors
+/// The kernel takes no filter.
+pub fn drop_connects(listener: impl AsFd) -> io::Result<()> {
+    const LOAD_FLAGS: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
+    const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let filter = [
+        SockFilter::new(LOAD_FLAGS, 0, 0, 13),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0), // nothing of it is let through
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    SockRef::from(&listener).attach_filter(&filter)
 }
 
 /// Lets the kernel send at most so many bytes a second, evenly; `None`: as fast as it goes (SO_MAX_PACING_RATE, socket(7)). TCP does that by

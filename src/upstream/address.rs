@@ -18,7 +18,7 @@ pub struct Address {
     pub at: SocketAddr,
     /// The target it was found for, as configured.
     pub target: Arc<str>,
-    /// Its upstream's index in the configuration.
+    /// Its upstream's [`id`](super::Upstream::id).
     pub upstream: usize,
     present: AtomicBool,
     sessions: AtomicU32,
@@ -42,7 +42,7 @@ pub struct Address {
     /// Rates at which it took bytes, in bytes a second.
     pub rates: Distribution<{ RATE_BYTES.len() }>,
     /// Failures in a row at which the control thread has to look; 0: never.
-    alarm: u32,
+    alarm: AtomicU32,
     attention: Arc<Notify>,
 }
 
@@ -73,9 +73,14 @@ impl Address {
             retransmits: AtomicU64::new(0),
             rtts: Distribution::new(&RTT_MICROS),
             rates: Distribution::new(&RATE_BYTES),
-            alarm,
+            alarm: AtomicU32::new(alarm),
             attention,
         }
+    }
+
+    /// Another configuration has another number of failures at which the control thread is told.
+    pub(super) fn set_alarm(&self, alarm: u32) {
+        self.alarm.store(alarm, Relaxed);
     }
 
     /// Whether it is in the upstream's answers.
@@ -155,7 +160,7 @@ impl Address {
             .connect_failures
             .fetch_add(1, Relaxed)
             .saturating_add(1);
-        if failures == self.alarm {
+        if failures == self.alarm.load(Relaxed) {
             self.attention.notify_one();
         }
     }
@@ -169,7 +174,8 @@ impl Address {
             self.resets_of_several.fetch_add(1, Relaxed);
         }
         let resets = self.early_resets.fetch_add(1, Relaxed).saturating_add(1);
-        if self.alarm > 0 && resets >= self.alarm {
+        let alarm = self.alarm.load(Relaxed);
+        if alarm > 0 && resets >= alarm {
             self.attention.notify_one();
         }
     }

@@ -123,6 +123,24 @@ impl Resolution {
         Self { bounds, kinds }
     }
 
+    /// As [`Resolution::new`], with addresses that were good when they were asked for last: they serve until there are others, as those of any
+    /// last good answer.
+    #[must_use]
+    pub fn remembering(
+        bounds: Bounds,
+        kinds: &[Kind],
+        (addresses, answered): (&[IpAddr], Instant),
+        now: Instant,
+    ) -> Self {
+        let mut resolution = Self::new(bounds, kinds, now);
+        for (kind, family) in &mut resolution.kinds {
+            let of_kind = |address: &&IpAddr| address.is_ipv4() == (*kind == Kind::V4);
+            family.good = addresses.iter().filter(of_kind).copied().collect();
+            family.since = answered;
+        }
+        resolution
+    }
+
     /// When to ask next, for any family.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
@@ -260,8 +278,7 @@ impl Resolution {
     #[must_use]
     pub fn current(&self, now: Instant) -> Vec<IpAddr> {
         let serves = |family: &Family| match family.last {
-            Last::Unasked => false,
-            Last::Good => true,
+            Last::Unasked | Last::Good => true,
             Last::None | Last::Failed => {
                 let age = now.saturating_duration_since(family.since);
                 self.bounds.stale_for.is_none_or(|bound| age < bound)
@@ -282,8 +299,8 @@ impl Resolution {
             (true, false) => Standing::Fresh,
             (true, true) => Standing::Partly,
             (false, false) if self.awaits_other() => Standing::Fresh,
-            _ if !self.current(now).is_empty() => Standing::Stale,
             _ if self.has(Last::Unasked) => Standing::Unknown,
+            _ if !self.current(now).is_empty() => Standing::Stale,
             _ => Standing::Nothing,
         }
     }

@@ -26,7 +26,7 @@ pub mod snapshot;
 pub mod state;
 pub mod system;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,6 +49,8 @@ const CONNECT_BUCKETS: [f64; 12] = [
 /// One upstream, as workers and the admin side see it.
 #[derive(Debug)]
 pub struct Upstream {
+    /// Another for each name; what follows an upstream with other settings keeps it.
+    pub id: usize,
     /// Its name in the configuration.
     pub name: Arc<str>,
     /// Its settings.
@@ -56,7 +58,7 @@ pub struct Upstream {
     /// Time from SYN to SYN-ACK of connections that were made.
     pub connect_seconds: Histogram,
     /// What its dialers did.
-    pub dialled: Dialled,
+    pub dialled: Arc<Dialled>,
     published: watch::Sender<Arc<Snapshot>>,
     /// A worker could not connect: look the names up again.
     refresh: Notify,
@@ -183,12 +185,12 @@ pub struct Standing {
 }
 
 impl Upstream {
-    /// An upstream whose literal targets are known and whose names are yet to be looked up. `index` is its place in the configuration.
+    /// An upstream whose literal targets are known and whose names are yet to be looked up. No other upstream has this `id`.
     ///
     /// # Panics
     /// Never: the histogram's buckets are constant and in order.
     #[must_use]
-    pub fn new(index: usize, settings: &config::Upstream, family: Family) -> Self {
+    pub fn new(id: usize, settings: &config::Upstream, family: Family) -> Self {
         let options = prometheus::HistogramOpts::new(
             "tollgate_upstream_connect_seconds",
             "Time from SYN to SYN-ACK of connections made to an upstream.",
@@ -198,19 +200,80 @@ impl Upstream {
             .buckets(CONNECT_BUCKETS.to_vec());
         let targets: Vec<TargetState> = settings.targets.iter().map(TargetState::new).collect();
         let attention = Arc::new(Notify::new());
-        let mut roster = Roster::new(index, settings.clone(), family, attention.clone());
+        let mut roster = Roster::new(id, settings.clone(), family, attention.clone());
         let now = Instant::now();
         for (index, target) in targets.iter().enumerate() {
             roster.resolved(index, target.looked_up, &target.addresses, now);
         }
         roster.look(now);
         roster.take_events(); // there was nothing before that could have changed
-        let (published, _) = watch::channel(Arc::new(roster.snapshot(now)));
+        let shown = Arc::new(roster.snapshot(now));
+        let connect_seconds = Histogram::with_opts(options).expect("constant buckets in order");
+        let dialled = Arc::default();
+        let counted = (connect_seconds, dialled);
+        Self::with(settings, targets, roster, (attention, counted), shown)
+    }
+
+    /// What follows it with other settings. Targets that are in both go on with what is known of them, addresses with what is thought of them,
+    /// numbers with what was counted; connections on an address that is in neither its targets nor their answers any more have lost it as if it
+    /// had left the answers.
+    ///
+    /// It shows what this one shows until it is told to [`take up`](Self::take_up) what changed.
+    #[must_use]
+    pub fn successor(&self, settings: &config::Upstream, family: Family) -> Self {
+        let known = self.known();
+        let before = self.settings.targets.iter().zip(&known.targets);
+        let targets = settings.targets.iter().map(|target| {
+            let same = |before: &config::Target| {
+                (&before.host, before.port) == (&target.host, target.port)
+            };
+            let known = before.clone().find(|(written, _)| same(written));
+            known.map_or_else(|| TargetState::new(target), |(_, known)| known.clone())
+        });
+        let targets = targets.collect();
+        let roster = known.roster.successor(settings.clone(), family);
+        let counted = (self.connect_seconds.clone(), self.dialled.clone());
+        let shown = self.snapshot();
+        Self::with(
+            settings,
+            targets,
+            roster,
+            (self.attention.clone(), counted),
+            shown,
+        )
+    }
+
+    /// Shows what it knows by now, where it follows another.
+    pub fn take_up(&self) {
+        let mut known = self.known();
+        let Known {
+            roster,
+            targets,
+            changed,
+            ..
+        } = &mut *known;
+        let now = Instant::now();
+        for (index, target) in targets.iter().enumerate() {
+            roster.resolved(index, target.looked_up, &target.addresses, now);
+        }
+        *changed = true;
+        self.look(&mut known, now);
+    }
+
+    fn with(
+        settings: &config::Upstream,
+        targets: Vec<TargetState>,
+        roster: Roster,
+        (attention, (connect_seconds, dialled)): (Arc<Notify>, (Histogram, Arc<Dialled>)),
+        shown: Arc<Snapshot>,
+    ) -> Self {
+        let (published, _) = watch::channel(shown);
         Self {
+            id: roster.id(),
             name: settings.name.clone(),
             settings: settings.clone(),
-            connect_seconds: Histogram::with_opts(options).expect("constant buckets in order"),
-            dialled: Dialled::default(),
+            connect_seconds,
+            dialled,
             published,
             refresh: Notify::new(),
             attention,
@@ -218,9 +281,17 @@ impl Upstream {
                 roster,
                 targets,
                 changed: false,
-                again: now,
+                again: Instant::now(),
             }),
         }
+    }
+
+    /// What a target's predecessor knew: its addresses, and since when.
+    fn remembered(&self, target: usize) -> Option<(Vec<IpAddr>, Instant)> {
+        let known = self.known();
+        let target = &known.targets[target];
+        let addresses: Vec<_> = target.addresses.iter().map(SocketAddr::ip).collect();
+        Some((addresses, target.answered?)).filter(|(addresses, _)| !addresses.is_empty())
     }
 
     /// The addresses as they are now.

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -30,7 +30,7 @@ pub struct Named {
     /// The port that goes with its addresses.
     pub port: u16,
     /// Addresses of the relay's own listeners: an answer that leads there would be a loop.
-    pub own: Arc<[SocketAddr]>,
+    pub own: watch::Receiver<Arc<[SocketAddr]>>,
     /// Who is asked.
     pub resolver: Arc<Resolver>,
 }
@@ -132,7 +132,7 @@ impl Named {
             stale_for: settings.stale_for,
         };
         let known = RefCell::new(Known {
-            resolution: Resolution::new(bounds, self.resolver.kinds(), Instant::now()),
+            resolution: self.resolution(bounds),
             said: Standing::Unknown,
             addresses: Vec::new(),
             four: Remarks::default(),
@@ -140,6 +140,17 @@ impl Named {
             notes: None,
         });
         tokio::join!(self.keep(Kind::V4, &known), self.keep(Kind::V6, &known));
+    }
+
+    /// Nothing is known, but what its target's predecessor knew.
+    fn resolution(&self, bounds: Bounds) -> Resolution {
+        let (kinds, now) = (self.resolver.kinds(), Instant::now());
+        match self.upstream.remembered(self.index) {
+            Some((addresses, answered)) => {
+                Resolution::remembering(bounds, kinds, (&addresses, answered), now)
+            }
+            None => Resolution::new(bounds, kinds, now),
+        }
     }
 
     /// One family; returns at once where it is not wanted.
@@ -170,7 +181,8 @@ impl Named {
             let due = known.borrow_mut().resolution.ask(kind, Instant::now());
             let mut failure = false;
             if due {
-                let rules = self.rules();
+                let own = self.own.borrow().clone();
+                let rules = self.rules(&own);
                 // On the heap: thousands of names sleep most of the time, and a look-up is large.
                 let looking = Box::pin(self.resolver.look_up(&self.name, kind, &rules));
                 let looked_up = tokio::select! {
@@ -188,10 +200,10 @@ impl Named {
         }
     }
 
-    fn rules(&self) -> Rules<'_> {
+    fn rules<'a>(&'a self, own: &'a [SocketAddr]) -> Rules<'a> {
         Rules {
             allowed: &self.upstream.settings.allow_addresses,
-            own: &self.own,
+            own,
             port: self.port,
             ipv4: self.resolver.wants_ipv4(),
         }

@@ -114,10 +114,14 @@ pub struct Asker {
 impl Asker {
     /// With so many packets a second.
     #[must_use]
-    pub fn new(per_second: NonZeroU32) -> Self {
+    pub fn new(per_second: NonZeroU32, queries: Arc<AtomicU64>) -> Self {
+        let sockets = Counted {
+            opened: queries,
+            ..Counted::default()
+        };
         Self {
             allowance: Mutex::new(Allowance::new(per_second)),
-            sockets: Counted::default(),
+            sockets,
             silent: Mutex::default(),
         }
     }

@@ -14,7 +14,7 @@ use super::*;
 const NAME: &str = "cp.example.internal.";
 
 fn asker(per_second: u32) -> Asker {
-    Asker::new(NonZeroU32::new(per_second).unwrap())
+    Asker::new(NonZeroU32::new(per_second).unwrap(), Arc::default())
 }
 
 async fn look_up(asker: &Asker, servers: &[SocketAddr]) -> Result<Vec<IpAddr>, NoAnswer> {

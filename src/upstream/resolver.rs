@@ -103,14 +103,22 @@ pub struct System {
 ///
 /// # Errors
 /// See [`ResolverError`].
-pub fn resolver(config: &config::Resolver) -> Result<Arc<Resolver>, ResolverError> {
+pub fn resolver(
+    config: &config::Resolver,
+    queries: Arc<AtomicU64>,
+) -> Result<Arc<Resolver>, ResolverError> {
     let resolv_conf = Path::new("/etc/resolv.conf");
     let resolv_conf = config.servers.is_empty().then_some(resolv_conf);
-    Resolver::new(config, Files::new(resolv_conf, Path::new("/etc/hosts"))).map(Arc::new)
+    let files = Files::new(resolv_conf, Path::new("/etc/hosts"));
+    Resolver::new(config, files, queries).map(Arc::new)
 }
 
 impl Resolver {
-    fn new(config: &config::Resolver, mut files: Files) -> Result<Self, ResolverError> {
+    fn new(
+        config: &config::Resolver,
+        mut files: Files,
+        queries: Arc<AtomicU64>,
+    ) -> Result<Self, ResolverError> {
         let mut servers = None;
         if !config.servers.is_empty() {
             servers = Some(Servers {
@@ -146,7 +154,7 @@ impl Resolver {
             hosts: Arc::new(hosts),
         };
         Ok(Self {
-            asker: Asker::new(config.queries_per_second),
+            asker: Asker::new(config.queries_per_second, queries),
             family: config.family,
             files: Mutex::new(files),
             known: watch::Sender::new(known),
@@ -374,7 +382,7 @@ mod tests {
             family,
             queries_per_second: NonZeroU32::new(1000).unwrap(),
         };
-        Resolver::new(&config, Files::new(None, &path)).unwrap()
+        Resolver::new(&config, Files::new(None, &path), Arc::default()).unwrap()
     }
 
     async fn look_up(resolver: &Resolver, host: &str) -> Result<Looked, Unresolved> {
@@ -464,7 +472,9 @@ mod tests {
         };
         let missing = folder.path().join("resolv.conf");
         let files = Files::new(Some(&missing), Path::new("/etc/hosts"));
-        let error = Resolver::new(&config, files).unwrap_err().to_string();
+        let error = Resolver::new(&config, files, Arc::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("set resolver.servers"), "{error}");
     }
 }

@@ -44,7 +44,7 @@ pub struct Roster {
 }
 
 /// What a target stands for.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 struct Target {
     looked_up: bool,
     /// When it had addresses for the first time.
@@ -90,7 +90,7 @@ pub struct Member {
 }
 
 impl Roster {
-    /// No address yet. `upstream` is its index in the configuration; `attention` is handed to its addresses.
+    /// No address yet. `upstream` is its [`id`](super::Upstream::id); `attention` is handed to its addresses.
     #[must_use]
     pub fn new(
         upstream: usize,
@@ -98,12 +98,7 @@ impl Roster {
         family: Family,
         attention: Arc<Notify>,
     ) -> Self {
-        let targets = settings.targets.iter().map(|_| Target {
-            looked_up: false,
-            first: None,
-            grown: false,
-            addresses: Vec::new(),
-        });
+        let targets = settings.targets.iter().map(|_| Target::default());
         let best = settings.targets.iter().map(|target| target.priority).min();
         Self {
             upstream,
@@ -121,6 +116,66 @@ impl Roster {
             family,
             settings,
         }
+    }
+
+    /// What follows with other settings: of targets that are in both, what is known stays known, and addresses keep what they are and what is
+    /// thought of them. [`Roster::look`] takes up what changed.
+    #[must_use]
+    pub fn successor(&self, settings: config::Upstream, family: Family) -> Self {
+        let alarm = settings.eject.after.unwrap_or(0);
+        let mut members = self.members.clone();
+        for member in &mut members {
+            member.address.set_alarm(alarm);
+            if settings.health.is_none() {
+                member.unhealthy = None;
+            }
+            if settings.eject.after.is_none() {
+                member.ejected = None;
+            }
+        }
+        let written = settings.targets.iter();
+        let targets: Vec<Target> = written
+            .map(|target| {
+                let before = self.settings.targets.iter();
+                let mut before = before.zip(&self.targets);
+                let same = |before: &config::Target| {
+                    (&before.host, before.port) == (&target.host, target.port)
+                };
+                let before = before.find(|(written, _)| same(written));
+                before.map_or_else(Target::default, |(_, known)| known.clone())
+            })
+            .collect();
+        let groups: BTreeSet<u32> = settings
+            .targets
+            .iter()
+            .map(|target| target.priority)
+            .collect();
+        let best = groups.first().copied().unwrap_or(0);
+        Self {
+            upstream: self.upstream,
+            targets,
+            members,
+            gone: self.gone.clone(),
+            serving: match groups.contains(&self.serving) {
+                true => self.serving,
+                false => best,
+            },
+            left: self.left.intersection(&groups).copied().collect(),
+            better: None,
+            panicking: self.panicking,
+            dirty: true,
+            attention: self.attention.clone(),
+            events: Vec::new(),
+            counts: self.counts,
+            family,
+            settings,
+        }
+    }
+
+    /// Its upstream's [`id`](super::Upstream::id).
+    #[must_use]
+    pub fn id(&self) -> usize {
+        self.upstream
     }
 
     /// What became of looking a target up: its addresses now. Returns whether anything changed, which [`Roster::look`] then takes up.

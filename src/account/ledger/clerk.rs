@@ -21,6 +21,7 @@ use super::store::{Batch, Store, beside};
 use super::trouble::{Kind, Trouble};
 use super::{FILE, Failing, Head, Settings, Status};
 use crate::account::{Anchor, Books, Leftover, SlotTotals, leftover};
+use crate::config::Endpoints;
 use crate::sys::clock::monotonic_ms;
 
 /// A disk that has not answered for so long does not get on.
@@ -51,6 +52,8 @@ pub(super) enum Command {
         files: Vec<PathBuf>,
         reply: SyncSender<Result<(), Trouble>>,
     },
+    /// Endpoints are called otherwise from now on.
+    Rename(Endpoints),
     /// To book for the last time and go.
     End(oneshot::Sender<Result<(), Trouble>>),
 }
@@ -193,6 +196,10 @@ impl Clerk {
                         let now = Timestamp::now();
                         let noted = self.guarded(|clerk| clerk.open()?.exported(now, hour, &files));
                         let _ = reply.try_send(noted);
+                    }
+                    Command::Rename(endpoints) => {
+                        self.settings.endpoints = endpoints;
+                        self.store = None; // opened again, it takes the names up
                     }
                     Command::End(asker) => {
                         end = Some(asker);

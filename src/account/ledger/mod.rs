@@ -268,6 +268,14 @@ impl Ledger {
         wait(answer, ASKING).await
     }
 
+    /// Endpoints are called otherwise from the next booking on.
+    ///
+    /// # Errors
+    /// [`AskError`]: it does not hear; they keep their names.
+    pub fn rename(&self, endpoints: Endpoints) -> Result<(), AskError> {
+        send(&self.clerk, Command::Rename(endpoints))
+    }
+
     /// Where the audit trail stood at the last booking.
     #[must_use]
     pub fn last_anchor(&self) -> Option<Anchor> {

@@ -2,7 +2,9 @@
 
 mod books;
 mod listener;
+mod machine;
 mod probe;
+mod running;
 mod upstream;
 
 use std::fmt::{self, Display, Write as _};
@@ -11,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CONFIG_PATH, Error, ExitCode};
+use super::{CONFIG_PATH, Error, ExitCode, places};
 use crate::config::{
     Config, Family, Peers, Relay, RelayMode, Resolver, SocketOptions, duration_text, size_text,
 };
@@ -19,23 +21,26 @@ use crate::leg;
 
 /// Check a configuration file and say what it means
 ///
-/// Nothing is listened on, resolved or connected to, but with --probe.
+/// Nothing is listened on, resolved or connected to, but with --probe. What this user may is not always what the service may: as root, sudo -u tollgate tollgate
+/// check --probe looks with its eyes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Configuration file
     #[arg(long, value_name = "FILE", default_value = CONFIG_PATH)]
     config: PathBuf,
-    /// Resolve each target, connect to each of its addresses and ask it as `health` says; one line for each, exit code 1 when
+    /// Try everything that a relay needs: ports, directories and files, what the machine allows, a relay that runs already and what its balancer sees of it;
+    /// then resolve each target, connect to each of its addresses and ask it as `health` says. One line for each finding and each address, exit code 1 when
     /// something is wrong
     #[arg(long)]
     probe: bool,
 }
 
-/// Prints what the file means, or whether the targets that it names can be reached.
+/// Prints what the file means, or whether everything is there that it takes.
 pub(super) fn check(arguments: &Args) -> Result<ExitCode, Error> {
     let config = Config::from_file(&arguments.config).map_err(Error::Config)?;
     if arguments.probe {
-        return probe::run(config);
+        let places = places::Args::of(&arguments.config).find()?;
+        return probe::run(config, &places);
     }
     let summary = summary(&config).map_err(|_| Error::Output(std::io::ErrorKind::Other.into()))?;
     writeln!(

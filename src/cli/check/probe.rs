@@ -1,15 +1,19 @@
-//! `check --probe`: whether the way to each target is there, in one line for each thing that was found.
+//! `check --probe`: whether everything is there that a relay needs, and the way to each target, in one line for each thing that was found.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout_at};
 
+use super::super::places::Places;
 use super::super::{Error, ExitCode};
+use super::machine;
+use super::running::Running;
 use crate::config::{
     Check, Config, HealthCheck, Host, SendProxy, Target, Upstream, defaults, duration_text,
 };
@@ -26,17 +30,26 @@ const WHOLE: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 64;
 
 /// What was found, in one line: something as it should be, or something wrong.
-type Line = Result<String, String>;
+pub(super) type Line = Result<String, String>;
 
-/// Tries the way to each target and prints what was found, in the order of the file.
-pub(super) fn run(config: Config) -> Result<ExitCode, Error> {
+/// Looks at the machine and at the relay that runs on it, tries the way to each target, and prints what was found, in the order of the file.
+pub(super) fn run(config: Config, places: &Places) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Supervisor(error.into()))?;
-    let mut lines = sockets(&config);
+    let running = Running::found(places);
+    let mut lines = match &running {
+        Some(running) => running.lines(&config),
+        None => machine::places(&config),
+    };
+    lines.extend(machine::ports(&config, running.as_ref()));
+    lines.extend(machine::limits(&config, running.as_ref()));
+    lines.extend(sockets(&config));
     let prober = Prober::new(config).map_err(|error| Error::Supervisor(error.into()))?;
-    lines.extend(LocalSet::new().block_on(&runtime, Arc::new(prober).all()));
+    let prober = Arc::new(prober);
+    lines.extend(LocalSet::new().block_on(&runtime, prober.clone().all()));
+    lines.extend(prober.local_ports());
     let mut out = io::stdout().lock();
     for Ok(text) | Err(text) in &lines {
         writeln!(out, "{text}").map_err(Error::Output)?;
@@ -67,6 +80,8 @@ struct Prober {
     resolver: Option<Arc<Resolver>>,
     looking_up: Semaphore,
     asking: Semaphore,
+    /// Addresses that were found, by upstream.
+    found: Vec<AtomicUsize>,
 }
 
 impl Prober {
@@ -76,13 +91,20 @@ impl Prober {
             .iter()
             .flat_map(|upstream| &upstream.targets);
         let names = targets.any(|target| matches!(target.host, Host::Name(_)));
-        let resolver = names.then(|| resolver(&config.resolver)).transpose()?;
+        let resolver = names
+            .then(|| resolver(&config.resolver, Arc::default()))
+            .transpose()?;
         let own = config.listeners.iter().flat_map(|listener| &listener.bind);
         Ok(Self {
             own: own.copied().collect(),
             resolver,
             looking_up: Semaphore::new(AT_ONCE),
             asking: Semaphore::new(AT_ONCE),
+            found: config
+                .upstreams
+                .iter()
+                .map(|_| AtomicUsize::new(0))
+                .collect(),
             config,
         })
     }
@@ -114,6 +136,18 @@ impl Prober {
         in_order(attempts).await.into_iter().flatten().collect()
     }
 
+    /// What is wrong with the ports that connections to so many addresses have.
+    fn local_ports(&self) -> Vec<Line> {
+        let upstreams = self.config.upstreams.iter().zip(&self.found).enumerate();
+        let found = upstreams.filter_map(|(n, (upstream, found))| {
+            let coming = self.config.listeners.iter();
+            let coming = coming.filter(|listener| listener.reachable().contains(&n));
+            let most = coming.map(|listener| listener.max_sessions).sum();
+            machine::local_ports(upstream, found.load(Ordering::Relaxed), most)
+        });
+        found.map(Err).collect()
+    }
+
     /// A target of the `n`th upstream.
     async fn target(self: &Arc<Self>, n: usize, target: &Target) -> Vec<Line> {
         let found = {
@@ -124,6 +158,7 @@ impl Prober {
             Ok(found) => found,
             Err(why) => return vec![Err(why)],
         };
+        self.found[n].fetch_add(addresses.len(), Ordering::Relaxed);
         let attempts = addresses.into_iter().take(MOST_ADDRESSES).map(|address| {
             let (prober, target) = (self.clone(), target.to_string());
             async move {
