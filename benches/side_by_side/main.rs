@@ -6,13 +6,14 @@
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
 //! Beside these rounds: memory of idle sessions (`idle`) and a receiver that reads no more (`stalled`), once each; agents and one flow over 220 ms
-//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`), and whom they delay (`books`), has a report of its own, too.
+//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`), and whom they delay (`books`), has a report of its own, too, and so has what limits cost and whom
+//! they protect (`limits`).
 //!
 //! The environment can change: `BENCH_ROUNDS` (5; parts beside these have their own number), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
 //! comma, or of the parts just named), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
 //! `TOLLGATE_BASE` (another tollgate, to compare a change with what was before), `BENCH_CONFIG` (text for the end of tollgate's configuration),
 //! `TOLLGATE_WITHOUT` (a tollgate without books, if it is not to be built), `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the
-//! reports also become benches/RESULTS.md and benches/BOOKS.md). They go to standard output and to `benches/out/`, as Markdown, JSON and SVG.
+//! reports also become benches/RESULTS.md, benches/BOOKS.md and benches/LIMITS.md). They go to standard output and to `benches/out/`, as Markdown, JSON and SVG.
 
 use std::{
     env, fs,
@@ -28,6 +29,7 @@ mod far;
 #[path = "../../integration/harness/mod.rs"]
 pub mod harness;
 mod lab;
+mod limits;
 mod load;
 mod names;
 mod peers;
@@ -54,8 +56,8 @@ use summary::Results;
 const BOUND: Duration = Duration::from_secs(660);
 
 /// What is measured beside workloads, as `BENCH_ONLY` calls it.
-const PARTS: [&str; 7] = [
-    IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING, BOOKS,
+const PARTS: [&str; 8] = [
+    IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING, BOOKS, LIMITS,
 ];
 const IDLE: &str = "idle";
 const STALLED: &str = "stalled";
@@ -64,6 +66,7 @@ const LONG_FLOW: &str = "long-flow";
 const NAMES: &str = "names";
 const ACCOUNTING: &str = "accounting";
 const BOOKS: &str = "books";
+const LIMITS: &str = "limits";
 
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts it too, without this word.
@@ -184,6 +187,16 @@ fn run() -> Result<(), String> {
     if books.accounting.is_some() || books.beside.is_some() {
         record_books(&books)?;
     }
+    if part(LIMITS) {
+        let cost_rounds = rounds_of(limits::cost::ROUNDS)?;
+        let noise_rounds = rounds_of(limits::noise::ROUNDS)?;
+        record_limits(&limits::Report {
+            congestion: congestion.clone(),
+            cores,
+            cost: limits::cost::cost(&world, &cores, &with, first, cost_rounds, length)?,
+            noise: limits::noise::noises(&world, &cores, &with, first + 2, noise_rounds)?,
+        })?;
+    }
     let results = Results {
         samples: &samples,
         workloads: &workloads,
@@ -207,7 +220,7 @@ fn run() -> Result<(), String> {
     };
     let others = PARTS
         .into_iter()
-        .filter(|name| ![ACCOUNTING, BOOKS].contains(name));
+        .filter(|name| ![ACCOUNTING, BOOKS, LIMITS].contains(name));
     if done == 0 && !others.into_iter().any(part) {
         return Ok(());
     }
@@ -246,6 +259,16 @@ fn record_books(report: &books::Report) -> Result<(), String> {
     write(&[
         ("books.md", Some("BOOKS.md"), &*text),
         ("books.json", None, &*json),
+    ])
+}
+
+/// That on limits, likewise.
+fn record_limits(report: &limits::Report) -> Result<(), String> {
+    let (text, json) = (report.markdown(), report.json());
+    say(&text);
+    write(&[
+        ("limits.md", Some("LIMITS.md"), &*text),
+        ("limits.json", None, &*json),
     ])
 }
 

@@ -115,6 +115,9 @@ impl<'a> Short<'a> {
     }
 }
 
+/// The id of the first endpoint, behind `vpce-` and zeroes.
+pub(crate) const FIRST_ENDPOINT: usize = 0x0abc_def0_1234_5670;
+
 /// A header for each endpoint; empty ones where nobody would read them.
 pub(crate) fn headers(relay: &Running) -> Vec<Vec<u8>> {
     headers_of(relay, ENDPOINTS)
@@ -124,7 +127,7 @@ fn headers_of(relay: &Running, endpoints: usize) -> Vec<Vec<u8>> {
     let source = SocketAddr::from(([192, 0, 2, 7], 40_000));
     let one = |number: usize| {
         let to = relay.address_with_header()?;
-        let id = format!("vpce-{:017x}", 0x0abc_def0_1234_5670_usize + number);
+        let id = format!("vpce-{:017x}", FIRST_ENDPOINT + number);
         Some(header::proxy(source, to, Some(&id)))
     };
     (0..endpoints)

@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod machine;
 pub mod netns;
 pub mod nlb;
+pub mod notify;
 pub mod origin;
 pub mod pattern;
 pub mod relay;

@@ -9,7 +9,7 @@ use crate::account::Direction;
 
 /// What a direction may move at once after a pause. It is also how late a worker may come to a session that waited without a loss: a
 /// turn behind many others, a clock in milliseconds.
-const BURST: Duration = Duration::from_millis(50);
+const BURST: Duration = Duration::from_millis(100);
 
 /// What a session is granted at a time while others wait, so that each gets its turn soon.
 const GRANT: Duration = Duration::from_millis(10);
@@ -80,8 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_holds_a_grant_and_fifty_milliseconds() {
-        for (bytes, expected) in [(1, LEAST), (4096, LEAST), (1_000_000, 50_000)] {
+    fn a_burst_holds_a_grant_and_a_tenth_of_a_second() {
+        for (bytes, expected) in [(1, LEAST), (4096, LEAST), (1_000_000, 100_000)] {
             assert_eq!(rate(per_second(bytes)).burst.get(), expected);
         }
         assert!(rate(per_second(u64::MAX)).burst.get() > 1 << 50);

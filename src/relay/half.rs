@@ -68,7 +68,7 @@ pub struct Half {
     /// Urgent data came: splice(2) stops before it for ever, only reading gets past it.
     urgent: bool,
     writable: bool,
-    /// There is something to read, and its pace does not allow it yet.
+    /// There is something to read, or was when the session began, and its pace does not allow it yet.
     held_up: bool,
     /// Reads to be passed on whole before the limit is lifted again.
     caution: u8,
@@ -137,7 +137,7 @@ impl Half {
         match (self.sink, pending, self.source) {
             (Sink::Lost, _, Source::Open) if self.readable => Next::Discard,
             (Sink::FinPassed | Sink::Lost, _, _) => Next::Done,
-            (Sink::Open, Some(_), _) if !self.writable => Next::Wait,
+            (Sink::Open, Some(_), _) if !self.writable || self.held_up => Next::Wait,
             (Sink::Open, Some(next), _) => next,
             (Sink::Open, None, Source::Ended) => Next::PassFin,
             (Sink::Open, None, Source::Lost) => Next::Done,
@@ -194,7 +194,7 @@ impl Half {
         self.sink == Sink::Open && self.readable && (!self.writable || self.held_up)
     }
 
-    /// Its pace does not allow it to read yet.
+    /// Its pace does not allow anything yet.
     pub fn hold_up(&mut self) {
         self.held_up = true;
         self.stall();
@@ -205,7 +205,7 @@ impl Half {
         self.held_up = false;
     }
 
-    /// Whether its pace does not allow it to read yet.
+    /// Whether its pace does not allow anything yet.
     #[must_use]
     pub fn is_held_up(&self) -> bool {
         self.held_up

@@ -56,6 +56,23 @@ impl Pacer {
         })
     }
 
+    /// Bytes that were read before there was a pace: whether they have to wait.
+    pub(super) fn begin(&mut self, direction: Direction, now: Nanos, bytes: usize) -> bool {
+        let Some((bucket, rate)) = self.pace.of(direction) else {
+            return false;
+        };
+        let bytes = bytes as u64;
+        let start = bucket.reserve(now, rate, bytes);
+        let waits = start > now;
+        self.reserved[direction as usize] = waits.then_some(Reserved { start, bytes });
+        waits
+    }
+
+    /// Those bytes go.
+    pub(super) fn spend(&mut self, direction: Direction) {
+        self.reserved[direction as usize] = None;
+    }
+
     /// When the nearest reservation begins.
     pub(super) fn next(&self) -> Option<Nanos> {
         let reserved = self.reserved.iter().flatten();
@@ -236,14 +253,14 @@ mod tests {
                 wakes.insert((next, index), ());
             }
             let (sum, due) = (got.iter().sum::<u64>(), 20 * rate);
-            let most = due + rate / 20 + grant(NonZeroU64::new(rate).unwrap());
+            let most = due + rate / 10 + grant(NonZeroU64::new(rate).unwrap());
             assert!(
                 (due * 98 / 100..=most).contains(&sum),
                 "{sessions} at {rate}: {sum} of {due}"
             );
             let share = sum / sessions as u64;
             // One of them had the whole burst at the beginning, and some had one turn more than others.
-            let turn = rate / 20 + 2 * grant(NonZeroU64::new(rate).unwrap());
+            let turn = rate / 10 + 2 * grant(NonZeroU64::new(rate).unwrap());
             for one in got {
                 assert!(
                     one + turn >= share * 9 / 10 && one <= share * 11 / 10 + turn,
@@ -290,6 +307,26 @@ mod tests {
         assert_eq!(read(&mut other, S, &mut 100), 0);
         let expected = bulk.next().unwrap() + S / 2 + S * 100 / 4096;
         assert!(other.next().unwrap().abs_diff(expected) < 1000);
+    }
+
+    #[test]
+    fn what_came_with_the_header_is_paid_for_too() {
+        let pace = pace(1_000_000);
+        let mut sessions: Vec<_> = (0..12).map(|_| Pacer::new(pace.clone())).collect();
+        let waits: Vec<bool> = sessions
+            .iter_mut()
+            .map(|one| one.begin(UP, S, 10_000))
+            .collect();
+        assert_eq!(
+            waits.iter().filter(|waits| !**waits).count(),
+            10,
+            "{waits:?}"
+        );
+        assert_eq!(sessions[11].next(), Some(S + S / 50));
+        assert!(sessions[11].has_begun(UP, S + S / 50));
+        sessions[11].spend(UP);
+        assert_eq!(sessions[11].next(), None);
+        assert!(!sessions[0].begin(Direction::ToClient, S, 1 << 30));
     }
 
     #[test]

@@ -433,7 +433,7 @@ mod tests {
                 // And what came in between asking how much there is and reading, for which it pays later: made likely here, because it is
                 // asked though nothing was announced.
                 let raced = 64 * 1024;
-                let most = per_second / 20 + (now - began) * per_second / second + raced;
+                let most = per_second / 10 + (now - began) * per_second / second + raced;
                 assert!(moved <= most, "{moved} of {most}");
                 if half.is_held_up() {
                     now = pacer.next().unwrap();

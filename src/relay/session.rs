@@ -235,6 +235,18 @@ impl Session {
         true
     }
 
+    /// It begins: what was read behind its header goes by its pace, too.
+    pub(super) fn begin(&mut self, now: Nanos) {
+        let direction = Side::Client.outgoing();
+        let half = &mut self.halves[direction as usize];
+        if let Some(pacer) = &mut self.pacer
+            && half.held() > 0
+            && pacer.begin(direction, now, half.held())
+        {
+            half.hold_up();
+        }
+    }
+
     /// A direction was held up: the kernel smooths what it sends from now on.
     pub(super) fn smooth(&mut self, side: Side) {
         if let Some(pacer) = &mut self.pacer
@@ -247,14 +259,18 @@ impl Session {
 
     /// Lets those directions go whose time has come; whether there were any.
     pub(super) fn let_go(&mut self, now: Nanos) -> bool {
-        let Some(pacer) = &self.pacer else {
+        let Some(pacer) = &mut self.pacer else {
             return false;
         };
         let mut any = false;
         for side in Side::ALL {
             let direction = side.outgoing();
+            let half = &mut self.halves[direction as usize];
             if pacer.has_begun(direction, now) {
-                self.halves[direction as usize].let_go();
+                if half.held() > 0 {
+                    pacer.spend(direction); // what was read behind the header, else a read asks for it
+                }
+                half.let_go();
                 any = true;
             }
         }

@@ -52,7 +52,7 @@ pub(crate) fn without_books() -> Result<PathBuf, String> {
 }
 
 /// An empty folder on a disk.
-fn folder(name: &str) -> io::Result<PathBuf> {
+pub(crate) fn folder(name: &str) -> io::Result<PathBuf> {
     let folder = Path::new(SCRATCH).join("books").join(name);
     match fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -62,7 +62,7 @@ fn folder(name: &str) -> io::Result<PathBuf> {
 }
 
 /// A relay of ours, with the state of its books in a folder on a disk.
-fn relay(
+pub(crate) fn relay(
     world: &World,
     cores: &Cores,
     number: usize,

@@ -20,11 +20,13 @@ pub use rustix::process::Signal;
 
 use super::{BOUND, agent::Agent, netns::Host, origin, unit, watched::Watched};
 
+mod held;
 mod home;
 mod metrics;
 mod orders;
 mod process;
 
+pub use held::Held;
 pub use home::{Home, Mounted, Said};
 pub use metrics::Metrics;
 pub use orders::Answered;

@@ -4,12 +4,19 @@
 use libtest_mimic::Trial;
 
 mod admitted;
+mod noisy;
+mod pacing;
 mod waiting;
 mod world;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    [admitted::tests(), waiting::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        admitted::tests(),
+        waiting::tests(),
+        pacing::tests(),
+        noisy::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
