@@ -14,8 +14,8 @@ use super::Policy;
 use super::pace::Pace;
 use super::rules::{Entry, Rule, rate};
 use super::turnstile::{Entered, Full, Turnstile};
-use crate::account::{LimitOf, Refusal, Wait};
-use crate::config::{Listener, OnLimit, Patience, SessionLimits};
+use crate::account::{CloseReason, LimitOf, Refusal, Wait};
+use crate::config::{Listener, OnDeny, OnLimit, Patience, SessionLimits};
 use crate::places::Taken;
 use crate::reactor::Watched;
 
@@ -51,6 +51,16 @@ pub struct Admitted {
 /// The places that a session has: its endpoint's, where that has a limit, its listener's and the relay's.
 #[derive(Debug)]
 pub struct Seats([Option<Taken>; LimitOf::ALL.len()]);
+
+impl Seats {
+    /// One that was not counted among its endpoint's is from now on, though there may be too many.
+    pub fn count_in(&mut self, seat: Option<Taken>) {
+        let own = &mut self.0[LimitOf::Endpoint as usize];
+        if own.is_none() {
+            *own = seat;
+        }
+    }
+}
 
 /// One who may not, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +114,28 @@ impl InForce {
     /// It is denied.
     pub fn look(&self, endpoint: &str) -> Result<(), TurnedAway> {
         self.policy.borrow().rule(endpoint).map(|_| ())
+    }
+
+    /// For one who was let in by `rules` and became a session only now: a reload, which looks at sessions, may have missed it.
+    ///
+    /// # Errors
+    /// It is denied by now, and to be closed for that.
+    pub fn catch_up(
+        &self,
+        rules: &Arc<Policy>,
+        endpoint: &str,
+        (seats, pace): (&mut Seats, &mut Option<Pace>),
+    ) -> Result<(), CloseReason> {
+        let policy = self.policy.borrow();
+        if Arc::ptr_eq(rules, &policy) {
+            return Ok(());
+        }
+        if policy.denies(endpoint) == Some(OnDeny::Close) {
+            return Err(CloseReason::Denied);
+        }
+        *pace = policy.pace(endpoint);
+        seats.count_in(policy.seat(endpoint));
+        Ok(())
     }
 
     /// Lets somebody in, after a wait where that is wanted.
