@@ -17,6 +17,7 @@ pub mod dns;
 pub mod enter;
 pub mod http;
 pub mod ledger;
+pub mod machine;
 pub mod netns;
 pub mod nlb;
 pub mod notify;
@@ -28,6 +29,7 @@ pub mod steady;
 pub mod stream;
 pub mod tap;
 pub mod tls;
+pub mod unit;
 pub mod wan;
 pub mod watched;
 
