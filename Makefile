@@ -1,10 +1,12 @@
 # tollgate: everything there is to do with it. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit itest interop soak bench build install uninstall clean tools
+.PHONY: help demo test check unit itest interop soak bench build package install uninstall clean tools
 
 CARGO ?= cargo
 PREFIX ?= /usr
 DESTDIR ?=
+# What is installed.
+BIN ?= target/release/tollgate
 
 # Programs and the Debian packages that have them: installed when we are root and apt is there, named otherwise.
 NEED = sh integration/need.sh
@@ -33,11 +35,13 @@ unit: tools ## tests beside the code
 	$(CARGO) test --locked --lib --bins
 	$(CARGO) test --locked --doc
 
-itest: tools ## the real binary in network namespaces, with the shipped configuration
-	$(CARGO) test --locked --test integration
+# Every relay runs as the unit says: its system call filters, capabilities, no new privileges. `cargo test --test integration` is without.
+itest: tools ## the real binary in network namespaces, with the shipped configuration, shut in as by the shipped unit
+	@$(NEED) systemd-analyze:systemd perl:perl-base
+	TOLLGATE_UNIT_FILTER=1 $(CARGO) test --locked --test integration
 
-interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3 and jq, as Debian packages them
-	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq
+interop: tools ## against HAProxy, nginx, curl, openssl, Prometheus, sqlite3, jq and systemd, as Debian packages them
+	@$(NEED) haproxy:haproxy nginx:nginx-light curl:curl openssl:openssl prometheus:prometheus promtool:prometheus sqlite3:sqlite3 jq:jq systemd-analyze:systemd perl:perl-base
 	$(CARGO) test --locked --test interop
 
 # The relay as it is shipped; what checks it spends its time in copying and comparing, which a debug build does as well.
@@ -55,10 +59,20 @@ bench: tools ## the relay beside nginx, HAProxy and kernel NAT, and what its boo
 build: ## the binary, optimised: target/release/tollgate
 	$(CARGO) build --locked --release --bin tollgate
 
+# Not part of `make test`: two release builds, the tools that make packages, and on the first run a compiler for aarch64 are half an hour of two cores.
+# X86_64=FILE and AARCH64=FILE take binaries that are there already.
+export X86_64 AARCH64
+package: tools ## .deb, .rpm, static binaries and an OCI image, for x86-64 and aarch64: target/package/; then installs, runs and removes them
+	@$(NEED) rpm:rpm dpkg-deb:dpkg man:man-db readelf:binutils skopeo:skopeo qemu-aarch64-static:qemu-user-static nginx:nginx-light curl:curl
+	sh deploy/package/tools.sh
+	sh deploy/package/all.sh
+	$(CARGO) test --locked --test package
+
 install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, user, sysctl and example configuration
-	@test -x target/release/tollgate || { echo "make: nothing to install yet: make build" >&2; exit 1; }
-	install -Dm755 target/release/tollgate $(DESTDIR)$(PREFIX)/bin/tollgate
+	@test -x $(BIN) || { echo "make: nothing to install yet: make build" >&2; exit 1; }
+	install -Dm755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tollgate
 	install -Dm644 systemd/tollgate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
+	sed -i 's,/usr/bin/tollgate,$(PREFIX)/bin/tollgate,g' $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
 	install -Dm644 systemd/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf
 	install -Dm644 systemd/tollgate.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
 	test -n "$(DESTDIR)" || systemd-sysusers $(PREFIX)/lib/sysusers.d/tollgate.conf

@@ -15,7 +15,10 @@ mod scenarios;
 mod selftest;
 
 fn main() -> ExitCode {
-    if let Some(part) = selftest::other_part().or_else(scenarios::other_part) {
+    if let Some(part) = harness::unit::other_part()
+        .or_else(selftest::other_part)
+        .or_else(scenarios::other_part)
+    {
         return part();
     }
     let arguments = Arguments::from_args();

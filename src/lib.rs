@@ -28,6 +28,7 @@
 //! it so that nobody else has to: [`account::ledger`] books what the workers count, [`account::audit`] writes the records that they hand over.
 
 pub mod account;
+pub mod activation;
 pub mod admin;
 pub mod cli;
 pub mod config;

@@ -121,7 +121,8 @@ pub async fn accept_loop(listener: Rc<Watched>, gate: Rc<OpenGate>, sessions: Ta
                 reserve(&entrance).await
             } => descriptors,
             () = gate.close.cancelled(), if last.is_none() => {
-                match gate.removed.get() {
+                // One that was passed to us stays open elsewhere: who comes later waits there.
+                match gate.removed.get() && !gate.passed {
                     true => last = Some(turn_away(&listener)),
                     false => break,
                 }
@@ -158,6 +159,7 @@ pub async fn accept_loop(listener: Rc<Watched>, gate: Rc<OpenGate>, sessions: Ta
     {
         take(client, peer, descriptors, (&gate, &entrance), &sessions);
     }
+    listener.leave(); // where it stays open elsewhere, closing it would not be the end of its events
 }
 
 /// Lets nobody new knock at a socket, and says how long those who have are waited for: the rest of their handshake, one lost packet of it

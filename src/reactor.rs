@@ -444,6 +444,12 @@ impl Watched {
         Ok(self.socket)
     }
 
+    /// Nothing more is announced.
+    pub fn leave(&self) {
+        // Fails for no socket that is registered.
+        let _ = epoll::delete(&self.place.reactor.epoll, &self.socket);
+    }
+
     fn expected<T>(&self, with: impl FnOnce(&mut Expected) -> T) -> T {
         match &mut self.place.reactor.owners.borrow_mut()[self.place.index] {
             Owner::Task(expected) => with(expected),

@@ -195,11 +195,17 @@ pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket,
     let overflowed = **meter.endpoint() != *whose.endpoint;
     let endpoint = overflowed.then(|| whose.endpoint.into());
     let limits = admitted.bound(&way.limits);
-    let (seats, pace) = admitted.keep();
+    let (mut seats, mut pace) = admitted.keep();
+    let rules = entrance.policy.now();
     let connected = tokio::select! {
         connected = connect(&entrance, &way, (&client, peer), &mut arrival) => connected,
         () = over.cancelled() => Err(CloseReason::Drained),
     };
+    let id = endpoint.as_deref().unwrap_or(&**meter.endpoint());
+    let allowed = entrance
+        .policy
+        .catch_up(&rules, id, (&mut seats, &mut pace));
+    let connected = connected.and_then(|connected| allowed.map(|()| connected));
     match connected {
         Ok(Connected {
             socket,

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::account::audit::Scribe;
+use crate::activation::Passed;
 use crate::admin::health::Readiness;
 use crate::admin::{Booking, Configured, Top, View};
 use crate::config::Config;
@@ -117,11 +118,16 @@ pub enum SupervisorError {
     Panicked,
 }
 
-/// Runs the relay until it is told to end and has ended.
+/// Runs the relay until it is told to end and has ended. `passed`: sockets that it need not open itself.
 ///
 /// # Errors
 /// See [`SupervisorError`].
-pub fn run(mut config: Config, source: Source, log: &Running) -> Result<(), SupervisorError> {
+pub fn run(
+    mut config: Config,
+    source: Source,
+    passed: Passed,
+    log: &Running,
+) -> Result<(), SupervisorError> {
     settle_sockets(&mut config)?;
     let open_files = raise_descriptor_limit();
     fit_ahead(&mut config, open_files);
@@ -132,7 +138,7 @@ pub fn run(mut config: Config, source: Source, log: &Running) -> Result<(), Supe
         .build()?;
     LocalSet::new().block_on(
         &runtime,
-        supervise(Arc::new(config), source, open_files, log),
+        supervise(Arc::new(config), source, passed, open_files, log),
     )
 }
 
@@ -198,6 +204,7 @@ fn settle_sockets(config: &mut Config) -> Result<(), SupervisorError> {
 async fn supervise(
     config: Arc<Config>,
     source: Source,
+    passed: Passed,
     open_files: Option<u64>,
     log: &Running,
 ) -> Result<(), SupervisorError> {
@@ -208,7 +215,7 @@ async fn supervise(
         &config,
         &keeping,
         scribes,
-        (source, open_files, log),
+        (source, passed, open_files, log),
         &mut signals,
     )
     .await;
@@ -230,7 +237,7 @@ async fn relay(
     config: &Arc<Config>,
     keeping: &Keeping,
     scribes: Vec<Scribe>,
-    (source, open_files, log): (Source, Option<u64>, &Running),
+    (source, mut passed, open_files, log): (Source, Passed, Option<u64>, &Running),
     signals: &mut Signals,
 ) -> Result<(), SupervisorError> {
     // Listeners last: a connection must not be taken by a process that then finds it cannot start.
@@ -240,7 +247,8 @@ async fn relay(
     let planned = upstreams.plan(config)?;
     let upstreams_now = planned.upstreams.clone();
     upstreams.adopt(planned);
-    let mut planned = doors.plan(config)?;
+    let mut planned = doors.plan(config, &mut passed)?;
+    passed.close_rest();
     let policy = Arc::new(Policy::new(config));
     let doors_now = std::mem::take(&mut planned.doors);
     let shares = shares(config, doors_now, &upstreams_now, &policy);

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::drain::Stand;
 
-/// Longest wait for systemd to take a message: it has others to look after, and we have names to resolve.
+/// Longest wait for systemd to take a message that is told once: it has others to look after, and we have names to resolve.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the status line changes at most, while a drain goes on.
@@ -128,7 +128,15 @@ fn send(states: &[NotifyState<'_>]) -> io::Result<()> {
         let _ = writeln!(message, "{state}");
     }
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    // Whatever is told again soon is not waited for.
+    let once = |state: &NotifyState<'_>| {
+        use NotifyState::{Ready, Reloading, Stopping};
+        matches!(state, Ready | Reloading | Stopping)
+    };
+    match states.iter().any(once) {
+        true => socket.set_write_timeout(Some(PATIENCE))?,
+        false => socket.set_nonblocking(true)?,
+    }
     match path.as_bytes().strip_prefix(b"@") {
         Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
         None => socket.connect(&path)?,

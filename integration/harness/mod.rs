@@ -17,8 +17,10 @@ pub mod dns;
 pub mod enter;
 pub mod http;
 pub mod ledger;
+pub mod machine;
 pub mod netns;
 pub mod nlb;
+pub mod notify;
 pub mod origin;
 pub mod pattern;
 pub mod relay;
@@ -27,6 +29,7 @@ pub mod steady;
 pub mod stream;
 pub mod tap;
 pub mod tls;
+pub mod unit;
 pub mod wan;
 pub mod watched;
 

@@ -1,5 +1,6 @@
 //! The relay among programs that others wrote, as Debian packages them: HAProxy sends the headers, curl and openssl are the clients, nginx is
-//! the control plane, promtool and Prometheus judge the metrics, the rules and the dashboard, sqlite3 and jq read the books.
+//! the control plane, promtool and Prometheus judge the metrics, the rules and the dashboard, sqlite3 and jq read the books, systemd runs
+//! the unit.
 //!
 //! `make interop`, or `cargo test --test interop [NAME]` where the programs are there.
 
@@ -16,6 +17,7 @@ mod deploy;
 #[path = "../harness/mod.rs"]
 pub mod harness;
 mod programs;
+mod unit;
 mod world;
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let mut tests = claims::tests();
     tests.extend(deploy::tests());
     tests.extend(books::tests());
+    tests.extend(unit::tests());
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 

@@ -13,7 +13,7 @@ use std::{
 use crate::harness::{BOUND, netns::Host, sockets::State};
 
 /// What is needed, and Debian's names for it.
-const NEEDED: [(&str, &str); 8] = [
+const NEEDED: [(&str, &str); 11] = [
     ("haproxy", "haproxy"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
@@ -22,6 +22,9 @@ const NEEDED: [(&str, &str); 8] = [
     ("promtool", "prometheus"),
     ("sqlite3", "sqlite3"),
     ("jq", "jq"),
+    ("make", "make"),
+    ("perl", "perl-base"),
+    ("systemd-analyze", "systemd"),
 ];
 /// Between two looks at what has no event to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

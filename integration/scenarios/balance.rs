@@ -368,6 +368,8 @@ fn health() {
     three
         .relay
         .wait_until("it to be back", || three.state(THREE[1]) == "usable");
+    // The log has a thread of its own, which may be behind.
+    three.relay.wait_log("answered 2 health checks");
     let lines = three.relay.log_lines("answered 2 health checks");
     let of_it = lines.iter().filter(|line| line.contains(THREE[1]));
     assert_eq!(of_it.count(), 1, "one line for each change");

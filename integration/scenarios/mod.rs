@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::Trial;
 
+mod activation;
 mod addressed;
 mod admin;
 mod ahead;
@@ -24,6 +25,7 @@ mod crowd;
 mod dns;
 mod dns_faults;
 mod dns_files;
+mod drain;
 mod ends;
 mod failover;
 mod fairness;
@@ -67,8 +69,14 @@ pub(crate) mod world;
 
 /// This program in another part than that of the test, if a test has started it for one.
 pub(crate) fn other_part() -> Option<fn() -> ExitCode> {
-    std::env::var_os(pipe_quota::HOLDER)?;
-    Some(pipe_quota::hold)
+    type Part = fn() -> ExitCode;
+    let parts: [(&str, Part); 2] = [
+        (pipe_quota::HOLDER, pipe_quota::hold),
+        (activation::PASSED, activation::pass),
+    ];
+    let mut parts = parts.into_iter();
+    let part = parts.find(|(key, _)| std::env::var_os(key).is_some());
+    part.map(|(_, part)| part)
 }
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -77,6 +85,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         cli::tests(),
         header::tests(),
         operation::tests(),
+        drain::tests(),
+        activation::tests(),
         options::tests(),
         ends::tests(),
         half_close::tests(),

@@ -3,7 +3,6 @@
 use std::{
     io::Write,
     process::{Command, Output, Stdio},
-    time::Duration,
 };
 
 use libtest_mimic::Trial;
@@ -18,7 +17,6 @@ use crate::{
     claim,
     harness::{
         agent::Agent,
-        netns::Lab,
         nlb::header,
         origin::Manner,
         relay::{self, Signal, Start},
@@ -66,10 +64,6 @@ pub(crate) fn tests() -> Vec<Trial> {
             exit_codes_are_those_of_the_manual,
         ),
         claim("runs_without_a_file", runs_without_a_file),
-        claim(
-            "systemd_is_told_when_it_is_ready_and_when_it_stops",
-            systemd_is_told_when_it_is_ready_and_when_it_stops,
-        ),
         claim("decode_explains_every_vector", decode_explains_every_vector),
     ]
 }
@@ -432,33 +426,6 @@ fn runs_without_a_file() {
     world.wait_closed("completed", 1);
     assert_eq!(world.relay.log_lines("books are kept in memory").len(), 1);
     world.assert_at_rest();
-}
-
-fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
-    let lab = Lab::new("notify");
-    let host = lab.host("relay");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let relay = draining("0s", "10m", "fin")
-        .env("NOTIFY_SOCKET", path.to_str().unwrap())
-        .on(&host);
-    let said = || {
-        let mut message = [0; 1024];
-        let n = socket.recv(&mut message).unwrap();
-        String::from_utf8_lossy(&message[..n]).into_owned()
-    };
-    assert!(said().contains("READY=1"));
-    relay.signal(Signal::TERM);
-    let stopping = said();
-    assert!(
-        stopping.contains("STOPPING=1") && stopping.contains("STATUS=leaving"),
-        "{stopping}"
-    );
-    assert_eq!(relay.wait_exit(), 0);
 }
 
 fn decode_explains_every_vector() {

@@ -13,6 +13,7 @@ mod origins;
 mod pattern;
 mod relay;
 mod steady;
+mod unit;
 mod wan;
 
 /// All of them.
@@ -27,6 +28,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         pattern::tests(),
         relay::tests(),
         steady::tests(),
+        unit::tests(),
         wan::tests(),
     ]
     .into_iter()

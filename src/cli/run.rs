@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{CONFIG_PATH, Error, ExitCode};
+use crate::activation::Passed;
 use crate::config::{Config, Flags};
 use crate::supervisor::Source;
 use crate::telemetry;
@@ -66,8 +67,9 @@ impl Args {
 
 /// Runs until told to stop.
 pub(super) fn run(arguments: &Args) -> Result<ExitCode, Error> {
+    let passed = Passed::take(); // before anything is opened
     let (config, source) = arguments.config()?;
     let log = telemetry::init(&config.log);
-    crate::supervisor::run(config, source, &log).map_err(Error::Supervisor)?;
+    crate::supervisor::run(config, source, passed, &log).map_err(Error::Supervisor)?;
     Ok(ExitCode::Ok)
 }

@@ -24,6 +24,7 @@ mod tests;
 mod upstream;
 mod values;
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,9 @@ pub use upstream::{
     Upstream,
 };
 pub use values::{age_text, duration_text, size_text};
+
+/// Most that is read of a configuration file, in bytes: 100,000 endpoints, each with a name, a tag and limits.
+const LONGEST: u64 = 16 << 20;
 
 /// Everything one process runs with. Built from a file or from the command line of `run`; immutable afterwards.
 #[derive(Debug, Clone)]
@@ -114,10 +118,30 @@ impl Config {
     /// # Errors
     /// As [`Config::from_file`].
     pub fn read(path: &Path) -> Result<(Self, String), Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Unreadable {
+        let unreadable = |source| Error::Unreadable {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        Self::read_from(file, path)
+    }
+
+    /// Reads and checks what was opened at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::from_file`].
+    pub fn read_from(file: std::fs::File, path: &Path) -> Result<(Self, String), Error> {
+        let unreadable = |source| Error::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let mut text = String::new();
+        let read = file.take(LONGEST + 1).read_to_string(&mut text);
+        if read.map_err(unreadable)? as u64 > LONGEST {
+            let why = "it is longer than 16 MiB, which no configuration is";
+            let source = std::io::Error::new(std::io::ErrorKind::FileTooLarge, why);
+            return Err(unreadable(source));
+        }
         let config = Self::from_str(&text, &path.display().to_string())?;
         Ok((config, text))
     }

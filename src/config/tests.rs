@@ -562,8 +562,20 @@ fn systemd_waits_longer_than_the_drain() {
     let wait = values::duration(&file::Raw::Text(setting("TimeoutStopSec=").to_owned()))
         .expect("a duration");
     let drain = valid(SHIPPED).drain;
-    let booking = Duration::from_secs(16);
+    // The last booking, and workers that hang.
+    let booking = Duration::from_secs(16 + 10);
     assert!(wait > drain.accept_for + drain.deadline + booking);
+}
+
+#[test]
+fn the_socket_unit_opens_what_the_shipped_configuration_listens_on() {
+    let unit = include_str!("../../systemd/tollgate.socket");
+    let open: Vec<_> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("ListenStream="))
+        .map(|address| address.parse::<SocketAddr>().expect("an address"))
+        .collect();
+    assert_eq!(open, valid(SHIPPED).listeners[0].bind);
 }
 
 #[test]

@@ -14,8 +14,8 @@ use super::Policy;
 use super::pace::Pace;
 use super::rules::{Entry, Rule, rate};
 use super::turnstile::{Entered, Full, Turnstile};
-use crate::account::{LimitOf, Refusal, Wait};
-use crate::config::{Listener, OnLimit, Patience, SessionLimits};
+use crate::account::{CloseReason, LimitOf, Refusal, Wait};
+use crate::config::{Listener, OnDeny, OnLimit, Patience, SessionLimits};
 use crate::places::Taken;
 use crate::reactor::Watched;
 
@@ -104,6 +104,28 @@ impl InForce {
     /// It is denied.
     pub fn look(&self, endpoint: &str) -> Result<(), TurnedAway> {
         self.policy.borrow().rule(endpoint).map(|_| ())
+    }
+
+    /// For one who was let in by `rules` and became a session only now: a reload, which looks at sessions, may have missed it.
+    ///
+    /// # Errors
+    /// It is denied by now, and to be closed for that.
+    pub fn catch_up(
+        &self,
+        rules: &Arc<Policy>,
+        endpoint: &str,
+        (seats, pace): (&mut Seats, &mut Option<Pace>),
+    ) -> Result<(), CloseReason> {
+        let policy = self.policy.borrow();
+        if Arc::ptr_eq(rules, &policy) {
+            return Ok(());
+        }
+        if policy.denies(endpoint) == Some(OnDeny::Close) {
+            return Err(CloseReason::Denied);
+        }
+        *pace = policy.pace(endpoint);
+        seats.count_in(&policy, endpoint);
+        Ok(())
     }
 
     /// Lets somebody in, after a wait where that is wanted.
@@ -245,11 +267,12 @@ impl Admitted {
 }
 
 impl Seats {
-    /// Counts a session to its endpoint that began before this had a limit.
-    pub fn count(&mut self, policy: &Policy, endpoint: &str) {
-        let [of_endpoint, _, _] = &mut self.0;
-        if of_endpoint.is_none() {
-            *of_endpoint = policy.seat(endpoint);
+    /// One that was not counted among its endpoint's, which had no limit, is from now on, though there may be too many. One that was takes no
+    /// second place, not even for a moment: somebody might be turned away for that.
+    pub fn count_in(&mut self, policy: &Policy, endpoint: &str) {
+        let own = &mut self.0[LimitOf::Endpoint as usize];
+        if own.is_none() {
+            *own = policy.seat(endpoint);
         }
     }
 }

@@ -26,9 +26,10 @@ pub use super::session::{NewSession, Parties, Place};
 use super::session::{Session, Side, undelivered};
 use super::timer::{Millis, Timers};
 use crate::account::{Books, CloseReason};
-use crate::config::{CloseWith, Relay};
+use crate::config::{CloseWith, OnDeny, Relay};
 use crate::drain::Closing;
 use crate::leg;
+use crate::policy::Policy;
 use crate::policy::bucket::{Nanos, nanos};
 use crate::policy::pace::Pace;
 
@@ -220,6 +221,37 @@ impl Engine {
                 session.meter.progress(|| facts);
             }
         }
+    }
+
+    /// Looks at the sessions in `most` places from `first` on by rules that are new: who is denied is closed where that is wanted, the others go by
+    /// their pace and are counted among their endpoint's. Says where to go on, and adds those it closed to `closed`.
+    pub fn rejudge(
+        &mut self,
+        first: usize,
+        most: usize,
+        policy: &Policy,
+        closed: &mut usize,
+    ) -> Option<usize> {
+        let places = self.sessions.capacity();
+        let end = places.min(first.saturating_add(most));
+        for index in first..end {
+            let Some(session) = self.sessions.get_mut(index) else {
+                continue;
+            };
+            let account = session.meter.endpoint().clone();
+            let place = &mut session.place;
+            let own = place.endpoint.as_deref();
+            let endpoint = own.unwrap_or(&account);
+            if policy.denies(endpoint) == Some(OnDeny::Close) {
+                *closed += 1;
+                self.end(index, CloseReason::Denied, Farewell::Rst);
+                continue;
+            }
+            place.seats.count_in(policy, endpoint);
+            let pace = policy.pace(endpoint);
+            self.repace(index, pace);
+        }
+        (end < places).then_some(end)
     }
 
     /// From now on the session in this place, if there is one, goes by another pace, or by none.

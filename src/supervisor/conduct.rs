@@ -138,8 +138,12 @@ impl Scene<'_> {
             Order::Undrain => stand.undrain(Instant::now()).map_err(ending),
             Order::Reload if stand.ends => Err(ending(Ending)),
             Order::Reload => {
-                if reloads.try_send(given.answer).is_err() {
+                if let Err(error) = reloads.try_send(given.answer) {
                     warn!("too many reloads wait already");
+                    let _ = error.into_inner().send(Err(Declined {
+                        kind: DeclinedKind::Failed,
+                        why: "too many reloads wait already; try again".to_owned(),
+                    }));
                 }
                 return stand;
             }

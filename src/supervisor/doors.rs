@@ -1,6 +1,7 @@
 //! The addresses that are listened on, over all configurations of a process: which are open, which have to be bound, and who may come in.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::{SupervisorError, bind_error};
+use crate::activation::{Activated, Passed};
 use crate::admin::Room;
 use crate::config::Config;
 use crate::listener::{bind, claim};
@@ -63,11 +65,15 @@ impl Doors {
         }
     }
 
-    /// Binds what is not open yet, for every worker.
+    /// Binds what is not open yet and was not `passed`, for every worker.
     ///
     /// # Errors
     /// An address cannot be had: then everything is as before.
-    pub(super) fn plan(&self, config: &Config) -> Result<Plan, SupervisorError> {
+    pub(super) fn plan(
+        &self,
+        config: &Config,
+        passed: &mut Passed,
+    ) -> Result<Plan, SupervisorError> {
         let mut plan = Plan {
             doors: (0..self.workers).map(|_| Vec::new()).collect(),
             open: Vec::new(),
@@ -100,21 +106,37 @@ impl Doors {
                     addresses.push(open.at);
                     plan.open.push(open.clone());
                     for gates in &mut gates {
-                        let (id, socket) = (open.id, None);
-                        gates.push(Gate { id, socket });
+                        gates.push(Gate {
+                            id: open.id,
+                            sockets: None,
+                            passed: false,
+                        });
                     }
                     continue;
                 }
-                let at = match self.is_ours(*address) {
+                let activated = passed.sockets(*address, &limits, &listener.socket);
+                let activated = activated.map_err(refused(*address))?;
+                let at = match activated.is_some() || self.is_ours(*address) {
                     true => *address,
                     false => claim(*address).map_err(refused(*address))?,
                 };
                 let id = plan.next;
                 plan.next += 1;
-                for gates in &mut gates {
-                    let socket = bind(at, &limits, &listener.socket).map_err(refused(at))?;
-                    let socket = Some(socket);
-                    gates.push(Gate { id, socket });
+                let bind = || bind(at, &limits, &listener.socket);
+                let was_passed = activated.is_some();
+                let each = match activated {
+                    Some(activated) => shared_out(activated, self.workers, bind),
+                    None => (0..self.workers)
+                        .map(|_| bind().map(|socket| vec![socket]))
+                        .collect::<Result<_, _>>()
+                        .map_err(refused(at))?,
+                };
+                for (gates, sockets) in gates.iter_mut().zip(each) {
+                    gates.push(Gate {
+                        id,
+                        sockets: Some(sockets),
+                        passed: was_passed,
+                    });
                 }
                 addresses.push(at);
                 plan.open.push(Open { id, configured, at });
@@ -183,6 +205,25 @@ impl Doors {
     }
 }
 
+/// Every socket that was passed has a worker that accepts there, and every worker one, if there can be one for it.
+fn shared_out(
+    activated: Activated,
+    workers: usize,
+    bind: impl Fn() -> io::Result<TcpListener>,
+) -> Vec<Vec<TcpListener>> {
+    let mut each: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for (nth, socket) in activated.sockets.into_iter().enumerate() {
+        each[nth % workers].push(socket);
+    }
+    if activated.is_shared {
+        for none in each.iter_mut().filter(|sockets| sockets.is_empty()) {
+            // It is somebody else's, who lets nobody join: then others accept for this worker.
+            none.extend(bind().ok());
+        }
+    }
+    each
+}
+
 /// Whether sockets of two addresses are in each other's way.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
@@ -214,23 +255,28 @@ mod tests {
     fn what_is_open_stays_open_whatever_it_is_called() {
         let mut doors = Doors::new(2);
         let free = claim("127.0.0.1:0".parse().unwrap()).unwrap().to_string();
-        let plan = doors.plan(&config(&listener("a", &free, ""))).unwrap();
+        let plan = doors
+            .plan(&config(&listener("a", &free, "")), &mut Passed::default())
+            .unwrap();
         assert!(
             plan.doors
                 .iter()
-                .all(|doors| doors[0].gates[0].socket.is_some())
+                .all(|doors| doors[0].gates[0].sockets.is_some())
         );
         let held = plan.doors.iter().flatten().flat_map(|door| &door.gates);
         let held: Vec<_> = held.map(|gate| gate.id).collect();
         assert_eq!(held, [0, 0], "the same number on each worker");
         doors.adopt(plan);
         let plan = doors
-            .plan(&config(&listener("b", &free, "max_sessions = 7")))
+            .plan(
+                &config(&listener("b", &free, "max_sessions = 7")),
+                &mut Passed::default(),
+            )
             .unwrap();
         assert!(
             plan.doors
                 .iter()
-                .all(|doors| doors[0].gates[0].socket.is_none())
+                .all(|doors| doors[0].gates[0].sockets.is_none())
         );
         doors.adopt(plan);
         assert_eq!(doors.rooms()[0].sessions.most(), 7);
@@ -243,9 +289,9 @@ mod tests {
         let taken = taken.local_addr().unwrap().to_string();
         let free = claim("127.0.0.1:0".parse().unwrap()).unwrap().to_string();
         let one = listener("a", &free, "max_sessions = 5");
-        doors.adopt(doors.plan(&config(&one)).unwrap());
+        doors.adopt(doors.plan(&config(&one), &mut Passed::default()).unwrap());
         let both = listener("a", &free, "max_sessions = 9") + &listener("b", &taken, "");
-        assert!(doors.plan(&config(&both)).is_err());
+        assert!(doors.plan(&config(&both), &mut Passed::default()).is_err());
         assert_eq!(doors.rooms()[0].sessions.most(), 5);
     }
 }

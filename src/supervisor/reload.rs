@@ -3,11 +3,13 @@
 //! Whatever can go wrong goes wrong before anything has changed: mistakes, addresses that cannot be bound, sockets that workers have no memory
 //! for. Sessions keep what they have.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -21,6 +23,7 @@ use crate::account::Books;
 use crate::account::Limits;
 use crate::account::audit::Trail;
 use crate::account::ledger::Ledger;
+use crate::activation::Passed;
 use crate::admin::{Configured, Reloaded, Reloads};
 use crate::config::{self, Change, Config, ErrorKind};
 use crate::drain::Stand;
@@ -130,17 +133,20 @@ impl Reloader {
         let changes = config::changes(&self.config, &config);
         config.keep_restart_only(&self.config);
         fit_ahead(&mut config, self.open_files);
-        let doors = self.doors.plan(&config).map_err(|error| Declined {
-            kind: match &error {
-                SupervisorError::Bind { error, .. }
-                    if error.kind() == io::ErrorKind::PermissionDenied =>
-                {
-                    DeclinedKind::Permission
-                }
-                _ => DeclinedKind::Failed,
-            },
-            why: error.to_string(),
-        })?;
+        let doors = self
+            .doors
+            .plan(&config, &mut Passed::default())
+            .map_err(|error| Declined {
+                kind: match &error {
+                    SupervisorError::Bind { error, .. }
+                        if error.kind() == io::ErrorKind::PermissionDenied =>
+                    {
+                        DeclinedKind::Permission
+                    }
+                    _ => DeclinedKind::Failed,
+                },
+                why: error.to_string(),
+            })?;
         let upstreams = self.upstreams.plan(&config).map_err(|error| Declined {
             kind: DeclinedKind::Configuration,
             why: error.to_string(),
@@ -177,7 +183,7 @@ impl Reloader {
         let upstreams_now = upstreams.upstreams.clone();
         self.doors.adopt(doors);
         self.upstreams.adopt(upstreams).are_looked_up().await;
-        self.workers.open().await;
+        let closed = self.workers.open().await;
         let mut warnings = Vec::new();
         let missing = self.books.set_limits(Limits::of(&config));
         if missing > 0 {
@@ -205,7 +211,7 @@ impl Reloader {
         );
         self.config = config;
         let changed: Vec<&Change> = changes.iter().filter(|change| !change.restart).collect();
-        self.tell(&changed, &restart, &warnings);
+        self.tell(&changed, &restart, &warnings, closed);
         let how = match changed.is_empty() {
             true => Reloaded::Unchanged,
             false => Reloaded::Applied,
@@ -219,12 +225,13 @@ impl Reloader {
                 "after": change.after,
             })).collect::<Vec<_>>(),
             "restart": restart,
+            "closed": closed,
             "warnings": warnings,
         });
         (how, answer)
     }
 
-    fn tell(&self, changed: &[&Change], restart: &[String], warnings: &[String]) {
+    fn tell(&self, changed: &[&Change], restart: &[String], warnings: &[String], closed: usize) {
         let digest = &*self.config.digest;
         for change in changed.iter().take(TOLD) {
             let (before, after) = (change.before.as_deref(), change.after.as_deref());
@@ -237,7 +244,12 @@ impl Reloader {
         for warning in warnings {
             warn!("{warning}");
         }
-        info!(digest, changes = changed.len(), "configuration reloaded");
+        info!(
+            digest,
+            changes = changed.len(),
+            closed,
+            "configuration reloaded"
+        );
     }
 }
 
@@ -297,7 +309,19 @@ fn read(path: &Path) -> Result<(Config, String), Declined> {
         },
         why: error.to_string(),
     };
-    Config::read(path).map_err(|error| declined(&error))
+    let unreadable = |source| {
+        let path = path.to_owned();
+        declined(&config::Error::Unreadable { path, source })
+    };
+    // Of a pipe nobody knows when it ends, or whether anybody writes into it: opening it must not wait either.
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = open(path, OFlags::RDONLY | flags, Mode::empty());
+    let file = File::from(file.map_err(|errno| unreadable(errno.into()))?);
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        let why = "it is no regular file";
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, why)));
+    }
+    Config::read_from(file, path).map_err(|error| declined(&error))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Declined {

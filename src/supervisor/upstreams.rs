@@ -138,7 +138,13 @@ impl Upstreams {
                 Some(running) => Arc::new(running.upstream.successor(settings, family)),
                 None => {
                     next += 1;
-                    Arc::new(Upstream::new(next - 1, settings, family))
+                    // It may have had another name before.
+                    let others = |target: &config::Target| {
+                        let mut running = self.running.iter();
+                        running.find_map(|running| running.upstream.knows(target))
+                    };
+                    let made = Upstream::knowing(next - 1, settings, family, others);
+                    Arc::new(made)
                 }
             }
         });

@@ -63,8 +63,8 @@ impl Workers {
         prepared
     }
 
-    /// What they prepared is in force when this returns.
-    pub(super) async fn open(&self) {
+    /// What they prepared is in force when this returns. Says how many sessions it closed.
+    pub(super) async fn open(&self) -> usize {
         let mut answers = Vec::new();
         for (index, worker) in self.0.iter().enumerate() {
             let (answer, answered) = oneshot::channel();
@@ -73,15 +73,19 @@ impl Workers {
                 Err(_) => error!(worker = index, "a worker does not hear"),
             }
         }
+        let mut closed = 0;
         for (index, answered) in answers {
             // It has prepared itself a moment ago; it will come to it.
-            if timeout(STEP, answered).await.is_err() {
-                error!(
+            match timeout(STEP, answered).await {
+                Ok(Ok(sessions)) => closed += sessions,
+                Ok(Err(_)) => {} // it has ended, which others hear
+                Err(_) => error!(
                     worker = index,
                     "a worker is late in taking up the configuration"
-                );
+                ),
             }
         }
+        closed
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod hold;
+pub mod passed;
 pub mod pipe;
 pub mod readiness;
 pub mod region;

@@ -191,6 +191,17 @@ impl Upstream {
     /// Never: the histogram's buckets are constant and in order.
     #[must_use]
     pub fn new(id: usize, settings: &config::Upstream, family: Family) -> Self {
+        Self::knowing(id, settings, family, |_| None)
+    }
+
+    /// The same, with what is `known` of its targets already.
+    #[must_use]
+    pub fn knowing(
+        id: usize,
+        settings: &config::Upstream,
+        family: Family,
+        known: impl Fn(&config::Target) -> Option<TargetState>,
+    ) -> Self {
         let options = prometheus::HistogramOpts::new(
             "tollgate_upstream_connect_seconds",
             "Time from SYN to SYN-ACK of connections made to an upstream.",
@@ -198,7 +209,9 @@ impl Upstream {
         let options = options
             .const_label("upstream", &*settings.name)
             .buckets(CONNECT_BUCKETS.to_vec());
-        let targets: Vec<TargetState> = settings.targets.iter().map(TargetState::new).collect();
+        let targets = settings.targets.iter();
+        let target = |target| known(target).unwrap_or_else(|| TargetState::new(target));
+        let targets: Vec<TargetState> = targets.map(target).collect();
         let attention = Arc::new(Notify::new());
         let mut roster = Roster::new(id, settings.clone(), family, attention.clone());
         let now = Instant::now();
@@ -221,17 +234,13 @@ impl Upstream {
     /// It shows what this one shows until it is told to [`take up`](Self::take_up) what changed.
     #[must_use]
     pub fn successor(&self, settings: &config::Upstream, family: Family) -> Self {
-        let known = self.known();
-        let before = self.settings.targets.iter().zip(&known.targets);
-        let targets = settings.targets.iter().map(|target| {
-            let same = |before: &config::Target| {
-                (&before.host, before.port) == (&target.host, target.port)
-            };
-            let known = before.clone().find(|(written, _)| same(written));
-            known.map_or_else(|| TargetState::new(target), |(_, known)| known.clone())
-        });
-        let targets = targets.collect();
-        let roster = known.roster.successor(settings.clone(), family);
+        let targets = settings.targets.iter();
+        let target = |target| {
+            self.knows(target)
+                .unwrap_or_else(|| TargetState::new(target))
+        };
+        let targets = targets.map(target).collect();
+        let roster = self.known().roster.successor(settings.clone(), family);
         let counted = (self.connect_seconds.clone(), self.dialled.clone());
         let shown = self.snapshot();
         Self::with(
@@ -241,6 +250,16 @@ impl Upstream {
             (self.attention.clone(), counted),
             shown,
         )
+    }
+
+    /// What it knows of a target, which may be another upstream's.
+    #[must_use]
+    pub fn knows(&self, target: &config::Target) -> Option<TargetState> {
+        let known = self.known();
+        let mut mine = self.settings.targets.iter().zip(&known.targets);
+        let same = |mine: &config::Target| (&mine.host, mine.port) == (&target.host, target.port);
+        mine.find(|(mine, _)| same(mine))
+            .map(|(_, known)| known.clone())
     }
 
     /// Shows what it knows by now, where it follows another.

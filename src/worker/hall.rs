@@ -12,8 +12,10 @@ use std::net::TcpListener as StdListener;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -38,6 +40,9 @@ use crate::telemetry::LogLimiter;
 use crate::upstream::Upstream;
 use crate::upstream::connect::Dialer;
 use crate::waiting_room::WaitingRoom;
+
+/// Sessions that are looked at in one turn when rules have changed: so few that nobody waits for it.
+const REJUDGED: usize = 64;
 
 /// What a worker needs whatever is configured.
 #[derive(Debug)]
@@ -87,8 +92,10 @@ pub struct Door {
 pub struct Gate {
     /// The address's number: the same on all workers.
     pub id: u64,
-    /// Its socket; `None`: the worker has it.
-    pub socket: Option<StdListener>,
+    /// Its sockets: one that it has bound, or those that were passed to it, which may be none; `None`: the worker has them.
+    pub sockets: Option<Vec<StdListener>>,
+    /// They were passed to us, and stay open elsewhere when we close them.
+    pub passed: bool,
 }
 
 /// The steps from one configuration to the next. The answer comes when the worker has taken the step; nobody may be waiting for it.
@@ -96,8 +103,8 @@ pub struct Gate {
 pub enum Swap {
     /// Get ready; nothing changes yet.
     Prepare(Box<Share>, oneshot::Sender<io::Result<()>>),
-    /// From now on that is in force.
-    Open(oneshot::Sender<()>),
+    /// From now on that is in force. The answer says how many sessions it closed.
+    Open(oneshot::Sender<usize>),
     /// What was prepared will not be.
     Forget,
 }
@@ -120,8 +127,10 @@ pub struct OpenGate {
     /// Its number.
     pub id: u64,
     entrance: RefCell<Rc<Entrance>>,
-    /// The accept loop has the socket, and closes it.
-    listener: Weak<Watched>,
+    /// Each has an accept loop, which closes it.
+    listeners: Vec<Weak<Watched>>,
+    /// See [`Gate::passed`].
+    pub passed: bool,
     /// It is to be closed: ends the accept loop.
     pub close: CancellationToken,
     /// The address is listened on no longer, though the process goes on.
@@ -166,7 +175,7 @@ struct Prepared {
     policy: Arc<Policy>,
     set: Set,
     /// Gates that are to be opened, with their sockets.
-    new: Vec<(Rc<OpenGate>, Rc<Watched>)>,
+    new: Vec<(Rc<OpenGate>, Vec<Rc<Watched>>)>,
 }
 
 /// A dialer, and its tasks once it is in force: they end with it.
@@ -224,7 +233,7 @@ impl Hall {
                 Swap::Prepare(share, answer) => drop(answer.send(self.prepare(*share))),
                 Swap::Open(answer) => {
                     self.open();
-                    let _ = answer.send(());
+                    let _ = answer.send(self.rejudge().await);
                 }
                 Swap::Forget => self.forget(),
             }
@@ -256,18 +265,28 @@ impl Hall {
                 (&share.consumers, &share.policy),
                 &set.ways,
             );
-            for Gate { id, socket } in door.gates {
+            for Gate {
+                id,
+                sockets,
+                passed,
+            } in door.gates
+            {
                 set.gates.push((id, place));
-                let Some(socket) = socket else { continue };
-                let listener = Rc::new(Watched::new(&self.gear.reactor, socket.into())?);
+                let Some(sockets) = sockets else { continue };
+                let listeners = sockets.into_iter().map(|socket| {
+                    let listener = Watched::new(&self.gear.reactor, socket.into());
+                    listener.map(Rc::new)
+                });
+                let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
                 let gate = Rc::new(OpenGate {
                     id,
                     entrance: RefCell::new(entrance.clone()),
-                    listener: Rc::downgrade(&listener),
+                    listeners: listeners.iter().map(Rc::downgrade).collect(),
+                    passed,
                     close: self.stop.child_token(),
                     removed: Cell::new(false),
                 });
-                new.push((gate, listener));
+                new.push((gate, listeners));
             }
             set.entrances.push(entrance);
         }
@@ -310,11 +329,28 @@ impl Hall {
             self.begin(kept);
         }
         self.gear.engine.borrow_mut().close_with(config.drain.close);
-        for (gate, listener) in new {
-            let accepting = accept_loop(listener, gate, self.sessions.clone());
-            self.accepting.spawn_local(accepting);
+        for (gate, listeners) in new {
+            for listener in listeners {
+                let accepting = accept_loop(listener, gate.clone(), self.sessions.clone());
+                self.accepting.spawn_local(accepting);
+            }
         }
         self.in_force.replace(set);
+    }
+
+    /// Looks at every session by the rules that are in force now, a few in each turn; says how many were closed.
+    async fn rejudge(&self) -> usize {
+        let policy = self.gear.policy.now();
+        let (mut next, mut closed) = (Some(0), 0);
+        while let Some(first) = next {
+            {
+                let mut engine = self.gear.engine.borrow_mut();
+                engine.begin(Instant::now());
+                next = engine.rejudge(first, REJUDGED, &policy, &mut closed);
+            }
+            yield_now().await;
+        }
+        closed
     }
 
     fn forget(&self) {
@@ -439,15 +475,14 @@ impl Hall {
 
 /// Gives a socket that stays the options that its listener has now: what is accepted from it inherits them.
 fn reshape(gate: &OpenGate, config: &Config, before: &config::Listener, now: &config::Listener) {
-    let Some(listener) = gate.listener.upgrade() else {
-        return;
-    };
-    let shaped = match before.socket == now.socket {
-        true => Ok(()),
-        false => leg::shape(&*listener, &now.socket),
-    };
-    if let Err(error) = shaped.and_then(|()| leg::guard(&*listener, &config.client_leg(now))) {
-        let listener = &*now.name;
-        warn!(listener, %error, "its sockets keep options that they had before");
+    for listener in gate.listeners.iter().filter_map(Weak::upgrade) {
+        let shaped = match before.socket == now.socket {
+            true => Ok(()),
+            false => leg::shape(&*listener, &now.socket),
+        };
+        if let Err(error) = shaped.and_then(|()| leg::guard(&*listener, &config.client_leg(now))) {
+            let listener = &*now.name;
+            warn!(listener, %error, "its sockets keep options that they had before");
+        }
     }
 }

@@ -18,13 +18,15 @@ use std::{
 
 pub use rustix::process::Signal;
 
-use super::{BOUND, agent::Agent, netns::Host, origin, watched::Watched};
+use super::{BOUND, agent::Agent, netns::Host, origin, unit, watched::Watched};
 
+mod held;
 mod home;
 mod metrics;
 mod orders;
 mod process;
 
+pub use held::Held;
 pub use home::{Home, Mounted, Said};
 pub use metrics::Metrics;
 pub use orders::Answered;
@@ -209,6 +211,7 @@ impl Relay {
         for (name, text) in start.etc {
             fs::write(home.path().join("etc").join(name), text).expect("/run is ours");
         }
+        words.extend(unit::words());
         words.push(binary.to_str().expect("cargo's paths are text").to_owned());
         words.extend(arguments.iter().map(|text| home.fill(text)));
         let mut command = host.command(&words[0]);
