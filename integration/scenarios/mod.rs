@@ -19,6 +19,7 @@ mod both_lost;
 mod bounds;
 #[path = "../soak/chaos.rs"]
 mod chaos;
+mod cli;
 mod connect;
 mod crowd;
 mod dns;
@@ -81,6 +82,7 @@ pub(crate) fn other_part() -> Option<fn() -> ExitCode> {
 pub(crate) fn tests() -> Vec<Trial> {
     [
         admin::tests(),
+        cli::tests(),
         header::tests(),
         operation::tests(),
         drain::tests(),

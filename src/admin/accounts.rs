@@ -1,13 +1,15 @@
 //! What `/metrics` has of accounts.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 
 use prometheus::proto::MetricFamily;
 
 use super::family::{Family, counter, gauge};
 use super::top::Shown;
-use crate::account::{CloseReason, Direction, Snapshot, refused_name};
+use crate::account::{CloseReason, Direction, NOBODY, OTHER, OVERFLOW, Snapshot, refused_name};
 use crate::config::Endpoints;
+use crate::policy::rules::Rule;
 
 pub(super) fn families(
     snapshot: &Snapshot,
@@ -66,6 +68,7 @@ pub(super) fn families(
         seconds,
         refused,
         info(shown, endpoints),
+        limits(shown, endpoints),
         overflowed(snapshot),
         kept(snapshot),
     ]
@@ -110,6 +113,42 @@ fn info(shown: &[Shown], endpoints: &Endpoints) -> Family {
     info
 }
 
+/// What those who are shown may, to be compared with what they do.
+fn limits(shown: &[Shown], endpoints: &Endpoints) -> Family {
+    let mut limits = gauge(
+        "tollgate_endpoint_limit",
+        "What an endpoint may at most, all of its sessions together; only where there is a limit.",
+    );
+    if endpoints
+        .entries
+        .iter()
+        .all(|entry| entry.policy.is_empty())
+    {
+        return limits;
+    }
+    let ids: BTreeSet<&str> = shown.iter().map(|shown| &*shown.key.endpoint).collect();
+    // What is booked under a word of ours has limits by the ids that are behind it.
+    for id in ids
+        .into_iter()
+        .filter(|id| ![OVERFLOW, NOBODY, OTHER].contains(id))
+    {
+        let rule = Rule::of(endpoints, id);
+        let [to_upstream, to_client] = rule.bytes_per_second.map(|rate| rate.map(NonZeroU64::get));
+        let rate = rule.entry.rate.map(|rate| rate.per_second.get());
+        for (limit, value) in [
+            ("sessions", rule.entry.most.map(|most| most as u64)),
+            ("sessions_per_second", rate),
+            ("bytes_per_second_to_upstream", to_upstream),
+            ("bytes_per_second_to_client", to_client),
+        ] {
+            if let Some(value) = value {
+                limits.add(&[("endpoint", id), ("limit", limit)], value);
+            }
+        }
+    }
+    limits
+}
+
 fn overflowed(snapshot: &Snapshot) -> Family {
     let mut overflowed = counter(
         "tollgate_accounts_overflowed_total",
@@ -140,8 +179,8 @@ mod tests {
     use prometheus::{Encoder, TextEncoder};
 
     use super::*;
-    use crate::account::{AccountKey, Books, Counters, HEADER, Limits, NOBODY, Place};
-    use crate::config::EndpointEntry;
+    use crate::account::{AccountKey, Books, Counters, HEADER, Limits, Place};
+    use crate::config::{Cap, EndpointEntry, PolicyKeys};
 
     fn shown(endpoint: &str, consumer: &str, upstream: &str, counters: Counters) -> Shown {
         Shown {
@@ -230,6 +269,37 @@ mod tests {
         assert_eq!(
             info,
             ["tollgate_endpoint_info{endpoint=\"a1\",name=\"\",account=\"finance\"} 1"]
+        );
+    }
+
+    #[test]
+    fn what_an_endpoint_may_is_told_of_those_who_have_a_limit() {
+        let policy = PolicyKeys {
+            max_sessions: Some(Cap::At(7)),
+            bytes_per_second: [None, NonZeroU64::new(4096).map(Cap::At)],
+            ..PolicyKeys::default()
+        };
+        let endpoints = Endpoints {
+            entries: vec![EndpointEntry {
+                pattern: "a*".into(),
+                name: None,
+                account: None,
+                tags: None,
+                policy,
+            }],
+        };
+        let accounts = ["a1", "b", OVERFLOW].map(|id| shown(id, "", "u", Counters::default()));
+        let lines = text(&accounts, &endpoints);
+        let limits: Vec<_> = lines
+            .lines()
+            .filter(|line| line.starts_with("tollgate_endpoint_limit{"))
+            .collect();
+        assert_eq!(
+            limits,
+            [
+                "tollgate_endpoint_limit{endpoint=\"a1\",limit=\"sessions\"} 7",
+                "tollgate_endpoint_limit{endpoint=\"a1\",limit=\"bytes_per_second_to_client\"} 4096",
+            ]
         );
     }
 }

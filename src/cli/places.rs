@@ -82,7 +82,21 @@ impl Args {
     pub(super) fn find_all_the_same(&self) -> Result<(Places, Option<config::Error>), Error> {
         match self.read() {
             Ok(config) => Ok((self.places(config), None)),
-            Err(Error::Config(error)) => Ok((self.places(None), Some(error))),
+            Err(Error::Config(error)) => {
+                let said = Directories {
+                    state_dir: self
+                        .state_dir
+                        .clone()
+                        .or_else(|| said_in(&error, "state_dir")),
+                    run_dir: self.run_dir.clone().or_else(|| said_in(&error, "run_dir")),
+                };
+                let there = Self {
+                    config: self.config.clone(),
+                    state_dir: said.state_dir,
+                    run_dir: said.run_dir,
+                };
+                Ok((there.places(None), Some(error)))
+            }
             Err(error) => Err(error),
         }
     }
@@ -130,6 +144,15 @@ impl Args {
             },
         }
     }
+}
+
+/// What a file that is wrong elsewhere says of a directory.
+fn said_in(error: &config::Error, key: &str) -> Option<PathBuf> {
+    let config::Error::Mistakes { text, .. } = error else {
+        return None;
+    };
+    let table: toml::Table = text.parse().ok()?;
+    Some(table.get(key)?.as_str()?.into())
 }
 
 #[cfg(test)]
@@ -182,6 +205,18 @@ name = "one"
         let places = args.find().expect("no file is needed");
         assert_eq!(places.state_dir, Path::new("/a"));
         assert_eq!(places.socket.as_deref(), Some(Path::new("/b/admin.sock")));
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_elsewhere_says_where_the_relay_is() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("tollgate.toml");
+        std::fs::write(&path, "run_dir = \"/b\"\nworkers = -1\n").expect("a file");
+        let args = Args::of(&path);
+        assert!(matches!(args.find(), Err(Error::Config(_))));
+        let (places, wrong) = args.find_all_the_same().expect("it can be read");
+        assert_eq!(places.socket.as_deref(), Some(Path::new("/b/admin.sock")));
+        assert!(wrong.is_some());
     }
 
     #[test]

@@ -52,16 +52,6 @@ pub struct Admitted {
 #[derive(Debug)]
 pub struct Seats([Option<Taken>; LimitOf::ALL.len()]);
 
-impl Seats {
-    /// One that was not counted among its endpoint's is from now on, though there may be too many.
-    pub fn count_in(&mut self, seat: Option<Taken>) {
-        let own = &mut self.0[LimitOf::Endpoint as usize];
-        if own.is_none() {
-            *own = seat;
-        }
-    }
-}
-
 /// One who may not, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TurnedAway {
@@ -134,7 +124,7 @@ impl InForce {
             return Err(CloseReason::Denied);
         }
         *pace = policy.pace(endpoint);
-        seats.count_in(policy.seat(endpoint));
+        seats.count_in(&policy, endpoint);
         Ok(())
     }
 
@@ -277,11 +267,12 @@ impl Admitted {
 }
 
 impl Seats {
-    /// Counts a session to its endpoint that began before this had a limit.
-    pub fn count(&mut self, policy: &Policy, endpoint: &str) {
-        let [of_endpoint, _, _] = &mut self.0;
-        if of_endpoint.is_none() {
-            *of_endpoint = policy.seat(endpoint);
+    /// One that was not counted among its endpoint's, which had no limit, is from now on, though there may be too many. One that was takes no
+    /// second place, not even for a moment: somebody might be turned away for that.
+    pub fn count_in(&mut self, policy: &Policy, endpoint: &str) {
+        let own = &mut self.0[LimitOf::Endpoint as usize];
+        if own.is_none() {
+            *own = policy.seat(endpoint);
         }
     }
 }

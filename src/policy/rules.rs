@@ -68,9 +68,7 @@ impl Rules {
     /// What holds for `endpoint`. Looks through the entries with `*` one by one.
     #[must_use]
     pub fn of(&self, endpoint: &str) -> Rule {
-        let entries = self.endpoints.about(endpoint);
-        let said = entries.fold(PolicyKeys::default(), |said, entry| said.or(&entry.policy));
-        said.into()
+        Rule::of(&self.endpoints, endpoint)
     }
 
     /// What holds for the whole relay.
@@ -123,6 +121,14 @@ impl From<PolicyKeys> for Rule {
 }
 
 impl Rule {
+    /// What `endpoints` say of `endpoint`.
+    #[must_use]
+    pub fn of(endpoints: &Endpoints, endpoint: &str) -> Self {
+        let entries = endpoints.about(endpoint);
+        let said = entries.fold(PolicyKeys::default(), |said, entry| said.or(&entry.policy));
+        said.into()
+    }
+
     /// Whether anything of it is counted.
     #[must_use]
     pub fn is_counted(&self) -> bool {

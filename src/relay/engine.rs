@@ -247,8 +247,8 @@ impl Engine {
                 self.end(index, CloseReason::Denied, Farewell::Rst);
                 continue;
             }
-            let (pace, seat) = (policy.pace(endpoint), policy.seat(endpoint));
-            place.seats.count_in(seat);
+            place.seats.count_in(policy, endpoint);
+            let pace = policy.pace(endpoint);
             self.repace(index, pace);
         }
         (end < places).then_some(end)

@@ -6,6 +6,7 @@ use libtest_mimic::Trial;
 mod admitted;
 mod noisy;
 mod pacing;
+mod reloaded;
 mod waiting;
 mod world;
 
@@ -13,6 +14,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     [
         admitted::tests(),
         waiting::tests(),
+        reloaded::tests(),
         pacing::tests(),
         noisy::tests(),
     ]

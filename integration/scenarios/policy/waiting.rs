@@ -65,21 +65,21 @@ fn one_at_a_time(wait_for: &str, more: &str) -> String {
 impl World {
     /// Waits until so many wait at a limit of `of`.
     #[track_caller]
-    fn wait_waiting(&self, of: &str, n: u64) {
+    pub(super) fn wait_waiting(&self, of: &str, n: u64) {
         let labels = [("limit", of)];
         self.relay.wait_metric("tollgate_limit_waiting", &labels, n);
     }
 
     /// A connection whose header is sent, and nothing else.
     #[track_caller]
-    fn knock(&self, endpoint: &'static str) -> Agent {
+    pub(super) fn knock(&self, endpoint: &'static str) -> Agent {
         self.node
             .run(async move { connected(endpoint).await.unwrap() })
     }
 
     /// So many became of those who waited at a limit of `of`.
     #[track_caller]
-    fn assert_waits(&self, of: &str, outcome: &str, n: u64) {
+    pub(super) fn assert_waits(&self, of: &str, outcome: &str, n: u64) {
         let labels = [("limit", of), ("outcome", outcome)];
         let waits = self.relay.metric("tollgate_limit_waits_total", &labels);
         assert_eq!(waits, n, "{of}, {outcome}");
@@ -231,9 +231,11 @@ fn who_waits_takes_no_place_of_those_without_a_header() {
             agent
         })
         .collect();
+    let pending = || world.relay.metric("tollgate_connections_pending", &[]);
+    assert_eq!(pending(), 0);
     for _ in 0..3 {
         let other = world.open(QUIET);
-        world.end(other);
+        world.end_all_but(vec![other], 1);
     }
     let shown_out = world
         .relay

@@ -60,8 +60,10 @@ pub(super) fn describe(out: &mut String, config: &Config, listener: &Listener) -
     }
     writeln!(
         out,
-        "  limits    {} sessions, {} without a whole header",
-        listener.max_sessions, listener.max_pending
+        "  limits    {} sessions, {} without a whole header{}",
+        listener.max_sessions,
+        listener.max_pending,
+        super::policy::of_listener(listener)
     )?;
     let (limits, clients) = (
         config.listener_limits(listener),

@@ -3,6 +3,7 @@
 mod books;
 mod listener;
 mod machine;
+mod policy;
 mod probe;
 mod running;
 mod upstream;
@@ -84,6 +85,7 @@ fn summary(config: &Config) -> Result<String, fmt::Error> {
         }
     )?;
     books::describe(&mut out, config)?;
+    policy::describe(&mut out, config)?;
     writeln!(out, "relay     {}", describe_relay(&config.relay))?;
     writeln!(out, "resolver  {}", describe_resolver(&config.resolver))?;
     for listener in &config.listeners {
@@ -328,6 +330,58 @@ networks = ["10.3.0.0/16"]
                 "consumer  batch: 10.3.0.0/16 through vpce-1, vpce-2*\n",
                 "consumer  billing: 10.2.0.0/24, 10.1.0.0/16 through any endpoint\n",
             ],
+        );
+    }
+
+    #[test]
+    fn the_summary_tells_who_may_come_in() {
+        let policies = r#"
+[endpoint."*"]
+deny = true
+max_sessions = 10
+sessions_per_second = 5
+on_limit = "wait"
+[endpoint."vpce-1"]
+on_deny = "close"
+max_sessions = "off"
+sessions_burst = 9
+bytes_per_second_to_upstream = "10MiB"
+bytes_per_second_to_client = "off"
+idle_timeout = "off"
+max_age = "12h"
+wait_for = "500ms"
+max_waiting = 7
+[limits]
+max_sessions = 5000
+sessions_per_second = 300
+on_limit = "wait"
+[[listener]]
+name = "second"
+bind = "0.0.0.0:8444"
+trusted_peers = ["10.20.0.0/16"]
+upstream = "cp"
+sessions_per_second = 20
+on_limit = "wait"
+"#;
+        tells(
+            &format!("{policies}{REST}"),
+            &[
+                "limits    at most 5000 sessions; 300 new ones a second, 300 at once; who is beyond waits for 2s at most, 1024 at a time\n",
+                "endpoint  vpce-1: sessions that are open when it is denied are closed; any number of sessions; 9 at once; 10MiB a second to the upstream; as fast as it goes to the client; idle off; age 12h; for 500ms at most; 7 wait at a time\n",
+                "endpoint  *: denied; at most 10 sessions; 5 new ones a second; who is beyond waits\nnote      every endpoint is denied: no entry says deny = false\n",
+                "  limits    100000 sessions, 4096 without a whole header; 20 new ones a second, 20 at once; who is beyond waits for 2s at most, 64 at a time\n",
+                "  limits    100000 sessions, 4096 without a whole header\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn of_very_many_policies_some_are_told() {
+        let entry = |n| format!("[endpoint.\"vpce-{n:02}\"]\nmax_sessions = {n}\n");
+        let entries: String = (1..=23).map(entry).collect();
+        tells(
+            &format!("{entries}{REST}"),
+            &["endpoint  vpce-20: at most 20 sessions\nendpoint  … and 3 more\n"],
         );
     }
 

@@ -26,17 +26,17 @@ const KEYS: [(&str, &str); 12] = [
     ("s, S", "order by the next column, by the one before"),
     (
         "1 to 8",
-        "by rate, to upstream, to client, sessions, opened, refused, bytes, id",
+        "rate, to upstream, to client, sessions, opened, refused, bytes, id",
     ),
     (
         "/",
-        "filter by id, consumer, name or account: Enter keeps it, Esc takes it away",
+        "filter by id, consumer, name, account; Enter keeps, Esc clears",
     ),
     (
         "Tab",
         "room for the upstream addresses, or for the endpoints",
     ),
-    ("Up, Down, PgUp, PgDn, Home, End", "scroll"),
+    ("arrows, PgUp, End", "scroll"),
     ("Space", "stand still, go on"),
     ("+, -", "look less often, more often"),
     ("Ctrl-Z", "back to the shell; fg returns"),
@@ -46,8 +46,8 @@ const KEYS: [(&str, &str); 12] = [
         "in a second; to upstream, to client: bytes in a second",
     ),
     (
-        "(none)",
-        "those whose endpoint nobody knew; overflow: beyond accounts.max",
+        "(none), overflow",
+        "nobody knew the endpoint; it came beyond accounts.max",
     ),
 ];
 
@@ -417,7 +417,7 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
         .map(|(key, what)| {
             let bold = Style::new().add_modifier(Modifier::BOLD);
             Line::from(vec![
-                Span::styled(format!("{key:<16} "), bold),
+                Span::styled(format!("{key:<18}"), bold),
                 Span::raw(*what),
             ])
         })
