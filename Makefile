@@ -73,13 +73,14 @@ install: ## after make build: into $(DESTDIR)$(PREFIX), with unit, user, sysctl 
 	install -Dm755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tollgate
 	install -Dm644 systemd/tollgate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
 	sed -i 's,/usr/bin/tollgate,$(PREFIX)/bin/tollgate,g' $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service
+	install -Dm644 systemd/tollgate.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.socket
 	install -Dm644 systemd/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf
 	install -Dm644 systemd/tollgate.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
 	test -n "$(DESTDIR)" || systemd-sysusers $(PREFIX)/lib/sysusers.d/tollgate.conf
 	test -e $(DESTDIR)/etc/tollgate/tollgate.toml || install -Dm644 systemd/tollgate.toml $(DESTDIR)/etc/tollgate/tollgate.toml
 
 uninstall: ## takes away what install put there, but the configuration
-	rm -f $(DESTDIR)$(PREFIX)/bin/tollgate $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
+	rm -f $(DESTDIR)$(PREFIX)/bin/tollgate $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/tollgate.socket $(DESTDIR)$(PREFIX)/lib/sysctl.d/90-tollgate.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/tollgate.conf
 
 clean: ## what was built
 	$(CARGO) clean

@@ -40,10 +40,10 @@ for pair; do
     chmod 644 "$root/etc/passwd" "$root/etc/group"
     chmod 750 "$root/var/lib/tollgate" "$root/var/log/tollgate"
     chmod 1777 "$root/tmp"
-    own() { (cd "$root" && tar --create --format=posix --sort=name --mtime=@0 --pax-option=delete=atime,delete=ctime --no-recursion --numeric-owner "$@"); }
+    own() { (cd "$root" && tar --format=posix --sort=name --mtime=@0 --pax-option=delete=atime,delete=ctime --no-recursion --numeric-owner "$@"); }
     root_owned="etc etc/group etc/passwd etc/tollgate etc/tollgate/tollgate.toml run tmp usr usr/bin usr/bin/tollgate var var/lib var/log"
     # shellcheck disable=SC2086 # one word per path
-    own --owner=0 --group=0 --file "$work/layer" $root_owned
+    own --owner=0 --group=0 --create --file "$work/layer" $root_owned
     own --owner=$user --group=$user --append --file "$work/layer" run/tollgate var/lib/tollgate var/log/tollgate
     diff=$(sha256sum <"$work/layer" | cut -d' ' -f1)
     layer=$(gzip --no-name -9 <"$work/layer" | blob)

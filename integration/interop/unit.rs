@@ -14,6 +14,7 @@ use crate::{
 };
 
 const UNIT: &str = "/usr/lib/systemd/system/tollgate.service";
+const SOCKET: &str = "/usr/lib/systemd/system/tollgate.socket";
 /// What `systemd-analyze security` may find, in tenths.
 const EXPOSURE: &str = "--threshold=15";
 
@@ -58,6 +59,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         on_a_machine(
             "a_service_that_does_not_turn_any_more_is_started_anew",
             the_watchdog_bites,
+        ),
+        on_a_machine(
+            "systemctl_reload_puts_a_changed_file_into_force_and_a_wrong_one_not",
+            reloads,
         ),
         on_a_machine(
             "a_mistake_in_the_configuration_is_not_tried_again",
@@ -118,11 +123,15 @@ fn running(config: &str) -> Machine {
 /// Asks nginx through the relay, until it answers.
 #[track_caller]
 fn ask(machine: &Machine) {
+    ask_at(machine, 443);
+}
+
+#[track_caller]
+fn ask_at(machine: &Machine, port: u16) {
+    let words = format!("curl --silent --show-error --max-time 10 http://127.0.0.1:{port}/");
     let mut said = String::new();
     let answered = until(|| {
-        said = machine
-            .run("curl --silent --show-error --max-time 10 http://127.0.0.1:443/")
-            .text;
+        said = machine.run(&words).text;
         (said == "hello").then_some(())
     });
     assert!(answered.is_some(), "{said}");
@@ -130,7 +139,7 @@ fn ask(machine: &Machine) {
 
 fn the_unit_is_right() {
     let machine = installed();
-    let text = machine.must(&format!("systemd-analyze verify --man=no {UNIT}"));
+    let text = machine.must(&format!("systemd-analyze verify --man=no {UNIT} {SOCKET}"));
     assert_eq!(text, "");
     let judged = |unit: &str| {
         let words = format!("systemd-analyze security --no-pager --offline=true {EXPOSURE} {unit}");
@@ -268,6 +277,26 @@ fn the_watchdog_bites() {
     machine.wait_property("tollgate", "NRestarts", "1");
     machine.wait_property("tollgate", "SubState", "running");
     ask(&machine);
+}
+
+fn reloads() {
+    let machine = running(CONFIG);
+    machine.must("systemctl start tollgate");
+    let pid = machine.property("tollgate", "MainPID");
+    // One more listener, below 1024 as well: what the unit took from the process it must not need now.
+    let text = CONFIG.replace(
+        "\"127.0.0.1:443\"",
+        "[\"127.0.0.1:443\", \"127.0.0.1:444\"]",
+    );
+    machine.write("/etc/tollgate/tollgate.toml", &text);
+    machine.must("systemctl reload tollgate");
+    ask_at(&machine, 444);
+    machine.write("/etc/tollgate/tollgate.toml", "nonsense = 1\n");
+    assert_ne!(machine.run("systemctl reload tollgate").code, 0);
+    machine.wait_property("tollgate", "SubState", "running");
+    ask_at(&machine, 444);
+    ask(&machine);
+    assert_eq!(machine.property("tollgate", "MainPID"), pid);
 }
 
 fn mistakes_end_it() {
