@@ -55,6 +55,8 @@ pub(crate) struct Outcome {
     pub(crate) elapsed: Duration,
     /// Half of the transactions, and 99 of 100, took no longer.
     pub(crate) p50_p99: Option<[Duration; 2]>,
+    /// The transaction that took longest.
+    pub(crate) longest: Option<Duration>,
 }
 
 impl Outcome {
@@ -66,6 +68,7 @@ impl Outcome {
             units: latencies.len() as u64,
             elapsed,
             p50_p99: at(50).zip(at(99)).map(|(p50, p99)| [p50, p99]),
+            longest: latencies.last().copied(),
             ..Self::default()
         }
     }
@@ -180,7 +183,7 @@ fn bulk(
         bytes: units,
         bulk: units,
         elapsed: began.elapsed(),
-        p50_p99: None,
+        ..Outcome::default()
     })
 }
 

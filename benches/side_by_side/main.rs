@@ -6,14 +6,14 @@
 //! ratios of processor time per byte or transaction; absolute ones belong to the machine.
 //!
 //! Beside these rounds: memory of idle sessions (`idle`) and a receiver that reads no more (`stalled`), once each; agents and one flow over 220 ms
-//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`), and whom they delay (`books`), has a report of its own, too, and so has what limits cost and whom
-//! they protect (`limits`).
+//! (`first-byte`, `long-flow`: [`far`]) and thousands of names (`names`), in rounds of their own. What the books cost (`accounting`), and whom they delay (`books`), has a report of its own, too, and so have what limits cost and whom
+//! they protect (`limits`), and what a reload does to thousands of sessions (`reload`).
 //!
 //! The environment can change: `BENCH_ROUNDS` (5; parts beside these have their own number), `BENCH_SECONDS` (0.6 per measurement), `BENCH_ONLY` (parts of the names of workloads, by
 //! comma, or of the parts just named), `BENCH_RELAYS` (likewise for relays), `CONGESTION` (reno), `NGINX` and `HAPROXY` (other binaries),
 //! `TOLLGATE_BASE` (another tollgate, to compare a change with what was before), `BENCH_CONFIG` (text for the end of tollgate's configuration),
 //! `TOLLGATE_WITHOUT` (a tollgate without books, if it is not to be built), `BENCH_PERF` (1: a profile of each measurement, see benches/PROFILE.md), `BENCH_RECORD` (1: the
-//! reports also become benches/RESULTS.md, benches/BOOKS.md and benches/LIMITS.md). They go to standard output and to `benches/out/`, as Markdown, JSON and SVG.
+//! reports also become benches/RESULTS.md, benches/BOOKS.md, benches/LIMITS.md and benches/OPERATE.md). They go to standard output and to `benches/out/`, as Markdown, JSON and SVG.
 
 use std::{
     env, fs,
@@ -32,6 +32,7 @@ mod lab;
 mod limits;
 mod load;
 mod names;
+mod operate;
 mod peers;
 mod plot;
 mod processor;
@@ -56,8 +57,8 @@ use summary::Results;
 const BOUND: Duration = Duration::from_secs(660);
 
 /// What is measured beside workloads, as `BENCH_ONLY` calls it.
-const PARTS: [&str; 8] = [
-    IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING, BOOKS, LIMITS,
+const PARTS: [&str; 9] = [
+    IDLE, STALLED, FIRST_BYTE, LONG_FLOW, NAMES, ACCOUNTING, BOOKS, LIMITS, RELOAD,
 ];
 const IDLE: &str = "idle";
 const STALLED: &str = "stalled";
@@ -67,6 +68,7 @@ const NAMES: &str = "names";
 const ACCOUNTING: &str = "accounting";
 const BOOKS: &str = "books";
 const LIMITS: &str = "limits";
+const RELOAD: &str = "reload";
 
 fn main() -> ExitCode {
     // `cargo test --all-targets` starts it too, without this word.
@@ -197,6 +199,23 @@ fn run() -> Result<(), String> {
             noise: limits::noise::noises(&world, &cores, &with, first + 2, noise_rounds)?,
         })?;
     }
+    // Behind those of the books.
+    let reload = match part(RELOAD) {
+        true => {
+            let rounds = rounds_of(operate::reload::ROUNDS)?;
+            let made = operate::reload::reload(&world, &cores, &with, first + 2, rounds);
+            Some(made?)
+        }
+        false => None,
+    };
+    let operate = operate::Report {
+        congestion: congestion.clone(),
+        cores,
+        reload,
+    };
+    if operate.reload.is_some() {
+        record_operate(&operate)?;
+    }
     let results = Results {
         samples: &samples,
         workloads: &workloads,
@@ -220,7 +239,7 @@ fn run() -> Result<(), String> {
     };
     let others = PARTS
         .into_iter()
-        .filter(|name| ![ACCOUNTING, BOOKS, LIMITS].contains(name));
+        .filter(|name| ![ACCOUNTING, BOOKS, LIMITS, RELOAD].contains(name));
     if done == 0 && !others.into_iter().any(part) {
         return Ok(());
     }
@@ -259,6 +278,16 @@ fn record_books(report: &books::Report) -> Result<(), String> {
     write(&[
         ("books.md", Some("BOOKS.md"), &*text),
         ("books.json", None, &*json),
+    ])
+}
+
+/// That on operation, likewise.
+fn record_operate(report: &operate::Report) -> Result<(), String> {
+    let (text, json) = (report.markdown(), report.json());
+    say(&text);
+    write(&[
+        ("operate.md", Some("OPERATE.md"), &*text),
+        ("operate.json", None, &*json),
     ])
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn raise_limit() {
 }
 
 /// How many idle sessions the limit lets both this process and a relay hold.
-fn possible() -> usize {
+pub(crate) fn possible() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
     let sessions = limit.saturating_sub(RESERVE) / 2;
     usize::try_from(sessions).map_or(IDLE, |sessions| sessions.min(IDLE))

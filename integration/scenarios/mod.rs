@@ -51,6 +51,7 @@ mod random;
 mod raw_header;
 mod regression;
 mod regression_bounds;
+mod reload;
 mod routes;
 mod routes_refused;
 mod segments;
@@ -126,6 +127,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         policy::tests(),
         regression::tests(),
         regression_bounds::tests(),
+        reload::tests(),
     ]
     .into_iter()
     .flatten()

@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt::Write as _,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -49,6 +50,14 @@ pub(crate) fn tests() -> Vec<Trial> {
             tls_passes_untouched,
         ),
         claim(
+            "t3_endpoint_that_was_not_accepted_is_refused_before_anything_reaches_the_cluster",
+            not_accepted,
+        ),
+        claim(
+            "t3_acceptance_is_withdrawn_and_given_while_the_relay_runs",
+            withdrawn_and_given,
+        ),
+        claim(
             "t3_outsiders_cannot_speak_to_the_relay_with_or_without_a_header",
             outsiders,
         ),
@@ -64,6 +73,7 @@ const ENDPOINTS: [&str; 3] = [
 ];
 const GATEWAY: usize = 0;
 const PARTNER: usize = 1;
+const STRANGER: usize = 2;
 /// In each consumer's VPC.
 const SERVICE: &str = "10.1.0.10:443";
 const BALANCER: &str = "10.20.1.10";
@@ -74,6 +84,19 @@ const CLUSTER: &str = "10.30.1.2";
 /// The trail goes into a file, and the ports are for the balancer's subnet only.
 const TABLES: &str = "[audit]\nsink = \"@DIR@/audit.jsonl\"\n[drain]\naccept_for = \"0s\"\n\
      [health]\ntrusted_peers = [\"10.20.1.0/24\"]\n";
+
+/// Nobody but these.
+fn accepted(consumers: &[usize]) -> String {
+    let mut policy = "[endpoint.\"*\"]\ndeny = true\non_deny = \"close\"\n".to_owned();
+    for consumer in consumers {
+        let _ = write!(
+            policy,
+            "[endpoint.\"{}\"]\ndeny = false\n",
+            ENDPOINTS[*consumer]
+        );
+    }
+    policy
+}
 
 struct Cluster {
     relay: Relay,
@@ -250,7 +273,7 @@ async fn request(identity: Identity, seed: u64, bytes: usize) -> io::Result<()> 
 }
 
 fn tls_passes_untouched() {
-    let cluster = Cluster::new("t3-tls", "");
+    let cluster = Cluster::new("t3-tls", &accepted(&[GATEWAY, PARTNER]));
     let mut wanted = [0, 0];
     for seed in 0..20_u64 {
         let consumer = if seed.is_multiple_of(3) {
@@ -291,13 +314,95 @@ fn tls_passes_untouched() {
     assert!(trail.refused.is_empty() && trail.unknown.is_empty());
 }
 
+fn not_accepted() {
+    let cluster = Cluster::new("t3-stranger", &accepted(&[GATEWAY, PARTNER]));
+    cluster.request(GATEWAY, 1, 5000).unwrap();
+    // A request, a word, and much at once.
+    for seed in 0..5 {
+        cluster.request(STRANGER, seed, 1000).unwrap_err();
+    }
+    for bytes in [1, 3_000_000] {
+        let outcome = cluster.consumers[STRANGER].run(async move {
+            let to = SERVICE.parse().map_err(io::Error::other)?;
+            let mut agent = Agent::connect(to).await?;
+            let sent = agent.send(bytes).await;
+            heard_out(agent, sent).await
+        });
+        assert_eq!(outcome.unwrap(), (Vec::new(), End::Reset));
+    }
+    cluster.request(PARTNER, 2, 5000).unwrap();
+    assert_eq!(cluster.load_balancer.books().accepted, 2);
+    let labels = [("endpoint", ENDPOINTS[STRANGER]), ("reason", "policy")];
+    let refused = cluster
+        .relay
+        .metric("tollgate_endpoint_refused_total", &labels);
+    assert_eq!(refused, 7);
+    // Every one of them is on record, with who it was.
+    let trail = cluster.trail();
+    assert_eq!((trail.served.len(), trail.refused.len()), (2, 7));
+    assert!(trail.unknown.is_empty());
+    for record in trail.refused {
+        assert_eq!(record.text("reason"), "policy", "{}", record.line);
+        assert_eq!(
+            record.text("endpoint"),
+            ENDPOINTS[STRANGER],
+            "{}",
+            record.line
+        );
+        let peer: SocketAddr = record.text("peer").parse().unwrap();
+        assert_eq!(peer.ip().to_string(), BALANCER, "{}", record.line);
+    }
+}
+
+/// A connection of this consumer's that is open: TLS is spoken on it no further than to its first message.
+#[track_caller]
+fn opened(cluster: &Cluster, consumer: usize) -> Agent {
+    let before = cluster.load_balancer.books().accepted;
+    let agent = cluster.consumers[consumer].run(async {
+        let mut agent = Agent::connect(SERVICE.parse().unwrap()).await.unwrap();
+        agent.write(b"\x16\x03\x01").await.unwrap();
+        agent
+    });
+    cluster.relay.wait_until("the cluster to be reached", || {
+        cluster.load_balancer.books().accepted > before
+    });
+    agent
+}
+
+fn withdrawn_and_given() {
+    let cluster = Cluster::new("t3-withdrawn", &accepted(&[GATEWAY, PARTNER]));
+    let [mut leaves, stays] = [opened(&cluster, PARTNER), opened(&cluster, GATEWAY)];
+    let reload = |consumers: &[usize]| {
+        let text = started(&accepted(consumers)).text().to_owned();
+        cluster.relay.reload_with(&text).done()
+    };
+    reload(&[GATEWAY]);
+    let ended = cluster.consumers[PARTNER].run(async move { leaves.read_to_end().await.unwrap() });
+    assert_eq!(ended.0, b"");
+    let labels = [("reason", "denied")];
+    cluster
+        .relay
+        .wait_metric("tollgate_connections_closed_total", &labels, 1);
+    cluster.request(PARTNER, 1, 1000).unwrap_err();
+    cluster.request(GATEWAY, 2, 1000).unwrap();
+    reload(&[GATEWAY, PARTNER, STRANGER]);
+    cluster.request(PARTNER, 3, 1000).unwrap();
+    cluster.request(STRANGER, 4, 1000).unwrap();
+    // Whom nobody meant was there all the time.
+    cluster
+        .relay
+        .wait_metric("tollgate_connections_active", &[], 1);
+    cluster.consumers[GATEWAY].call(move || stays.reset());
+    let trail = cluster.trail();
+    assert_eq!((trail.served.len(), trail.refused.len()), (5, 1));
+}
+
 /// Connects from here and says this; what came of it.
 async fn said(to: SocketAddr, said: Vec<u8>) -> io::Result<(Vec<u8>, End)> {
     match Agent::connect(to).await {
         Ok(mut agent) => {
-            // It may be reset before it is done.
-            let _ = agent.write(&said).await;
-            agent.read_to_end().await
+            let written = agent.write(&said).await;
+            heard_out(agent, written).await
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
             Ok((Vec::new(), End::Reset))
@@ -306,8 +411,15 @@ async fn said(to: SocketAddr, said: Vec<u8>) -> io::Result<(Vec<u8>, End)> {
     }
 }
 
+/// What came, and how it ended: a write that failed took the error away, and what is read then ends as if by FIN.
+async fn heard_out(mut agent: Agent, written: io::Result<()>) -> io::Result<(Vec<u8>, End)> {
+    let (heard, end) = agent.read_to_end().await?;
+    let end = written.map_or(End::Reset, |()| end);
+    Ok((heard, end))
+}
+
 fn outsiders() {
-    let cluster = Cluster::new("t3-outsiders", "");
+    let cluster = Cluster::new("t3-outsiders", &accepted(&[GATEWAY]));
     let address = |host: &str, port: u16| SocketAddr::new(host.parse().expect("an address"), port);
     let traffic = address(RELAY, 8443);
     let hello = b"\x16\x03\x01\x00\x05hello".to_vec();

@@ -103,6 +103,11 @@ impl Start {
         self
     }
 
+    /// The configuration's text as it is by now.
+    pub fn text(&self) -> &str {
+        &self.config
+    }
+
     /// Arguments in place of `run --config FILE`; `@DIR@` and `@CONFIG@` are filled in.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, thread, time::Duration};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::Socket;
 
-use super::Relay;
+use super::{Relay, Signal};
 use crate::harness::{BOUND, sockets};
 
 /// Over which window a relay at rest is watched.
@@ -78,13 +78,27 @@ impl Relay {
     /// Whether each of its threads sleeps, waiting for something.
     #[track_caller]
     pub fn all_threads_wait(&self) -> bool {
+        self.all_threads_are('S')
+    }
+
+    /// Stops it where it stands (SIGSTOP), and waits until nothing in it moves; SIGCONT lets it go on.
+    #[track_caller]
+    pub fn stop_still(&self) {
+        self.signal(Signal::STOP);
+        self.wait_until("all its threads to stand still", || {
+            self.all_threads_are('T')
+        });
+    }
+
+    #[track_caller]
+    fn all_threads_are(&self, state: char) -> bool {
         let folder = format!("/proc/{}/task", self.id());
         let threads = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
         threads.flatten().all(|thread| {
-            // One that has ended since it was listed waits for nothing.
+            // One that has ended since it was listed is in no other state.
             let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
             stat.rsplit_once(") ")
-                .is_none_or(|(_, rest)| rest.starts_with('S'))
+                .is_none_or(|(_, rest)| rest.starts_with(state))
         })
     }
 
