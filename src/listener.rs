@@ -230,7 +230,7 @@ pub async fn receive_loop(
         };
         // Each worker knows a gate before any of them accepts there, and until the next configuration but one.
         if let Some(gate) = hall.gate(gate) {
-            admit(client, peer, descriptors, &gate.entrance(), &sessions);
+            admit(client, peer, descriptors, &gate, &sessions);
         }
     }
 }
@@ -240,7 +240,7 @@ fn take(
     client: OwnedFd,
     peer: SocketAddr,
     descriptors: OwnedSemaphorePermit,
-    (gate, entrance): (&OpenGate, &Rc<Entrance>),
+    (gate, entrance): (&Rc<OpenGate>, &Entrance),
     sessions: &TaskTracker,
 ) {
     let peer = leg::canonical(peer);
@@ -249,17 +249,16 @@ fn take(
     }
     let keeper = entrance.spread.keeper(entrance.worker);
     if keeper == entrance.worker {
-        return admit(client, peer, descriptors, entrance, sessions);
+        return admit(client, peer, descriptors, gate, sessions);
     }
-    let gate = gate.id;
     let passed = Passed {
         client,
         peer,
-        gate,
+        gate: gate.id,
         descriptors,
     };
     if let Err(passed) = entrance.spread.pass(keeper, passed) {
-        admit(passed.client, peer, passed.descriptors, entrance, sessions);
+        admit(passed.client, peer, passed.descriptors, gate, sessions);
     }
 }
 
@@ -268,9 +267,10 @@ fn admit(
     client: OwnedFd,
     peer: SocketAddr,
     descriptors: OwnedSemaphorePermit,
-    entrance: &Rc<Entrance>,
+    gate: &Rc<OpenGate>,
     sessions: &TaskTracker,
 ) {
+    let entrance = gate.entrance();
     let Some(ticket) = entrance.waiting.enter() else {
         return entrance.refuse(client, peer, Whose::NOBODY, Refusal::Pending);
     };
@@ -285,7 +285,7 @@ fn admit(
         deadline,
     };
     let load = entrance.spread.load(entrance.worker, descriptors);
-    sessions.spawn_local(session::serve(entrance.clone(), pending, ticket, load));
+    sessions.spawn_local(session::serve(gate.clone(), pending, ticket, load));
 }
 
 /// Counts an error of accept(2); says how long to rest, if at all.

@@ -41,6 +41,7 @@ use crate::telemetry::LogLimiter;
 use crate::upstream::balance::key_of;
 use crate::upstream::connect::{ConnectError, Connected, Dialer};
 use crate::waiting_room::{Ticket, WaitingRoom};
+use crate::worker::OpenGate;
 
 /// A listener as one worker's sessions meet it.
 #[derive(Debug)]
@@ -141,16 +142,17 @@ struct Arrival {
 }
 
 /// Serves one accepted connection until the engine has it or it has ended.
-pub async fn serve(entrance: Rc<Entrance>, mut pending: Pending, ticket: Ticket, load: Load) {
+pub async fn serve(gate: Rc<OpenGate>, mut pending: Pending, ticket: Ticket, load: Load) {
+    let entrance = gate.entrance();
     let (over, late) = (entrance.notice.over(), entrance.notice.refuses());
     let arrival = tokio::select! {
-        arrival = arrive(&entrance, &mut pending, &ticket) => arrival,
+        arrival = arrive(&gate, &entrance, &mut pending, &ticket) => arrival,
         () = ticket.shown_out() => Err(End::Refused(Refusal::Pending)),
         () = over.cancelled() => Err(End::Refused(Refusal::Draining)),
         () = entrance.patience(), if late => Err(End::Refused(Refusal::Draining)),
     };
     let Pending { client, peer, .. } = pending;
-    let (mut arrival, way) = match arrival {
+    let (entrance, mut arrival, way) = match arrival {
         Ok(arrival) => arrival,
         Err(End::HealthCheck(sent)) => {
             entrance.shard().health_checks.add(1);
@@ -263,18 +265,20 @@ enum End {
 
 /// What happens while it is in the waiting room: who it is, and where it goes.
 async fn arrive(
-    entrance: &Entrance,
+    gate: &OpenGate,
+    entrance: &Rc<Entrance>,
     pending: &mut Pending,
     ticket: &Ticket,
-) -> Result<(Arrival, Rc<Way>), End> {
+) -> Result<(Rc<Entrance>, Arrival, Rc<Way>), End> {
     let mut arrival = identify(entrance, pending, ticket).await?;
+    let entrance = &gate.entrance_since(entrance);
     let whose = entrance.whose(&arrival, None);
     if let Err(why) = entrance.policy.look(whose.endpoint) {
         entrance.turn_away(pending.peer, whose, why);
         return Err(End::TurnedAway);
     }
     let way = choose(entrance, pending, ticket, &mut arrival).await?;
-    Ok((arrival, way))
+    Ok((entrance.clone(), arrival, way))
 }
 
 /// Reads the header, where the listener wants one.

@@ -171,7 +171,10 @@ impl Doors {
         }
         for open in &plan.open {
             if !self.open.iter().any(|before| before.id == open.id) {
-                info!(address = %open.at, "listening");
+                let of = |room: &&Room| room.addresses.contains(&open.at);
+                let room = plan.rooms.iter().find(of);
+                let listener = room.map(|room| &*room.listener);
+                info!(listener, address = %open.at, "listening");
             }
         }
         for (places, most) in plan.bounds {

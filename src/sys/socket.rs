@@ -94,3 +94,50 @@ pub fn bind_without_port(socket: impl AsFd) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    /// A client whose connect has had the time that it takes on this machine: none.
+    fn knock(at: &TcpListener) -> (Socket, bool) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&at.local_addr().unwrap().into());
+        let connected = socket.peer_addr().is_ok();
+        socket.set_nonblocking(false).unwrap();
+        (socket, connected)
+    }
+
+    #[test]
+    fn a_deaf_listener_serves_who_is_in_its_queue_and_hears_nobody_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut early, connected) = knock(&listener);
+        assert!(
+            connected,
+            "the handshake over the loopback is done within connect(2)"
+        );
+        drop_connects(&listener).unwrap();
+        let (late, connected) = knock(&listener);
+        assert!(
+            !connected && late.take_error().unwrap().is_none(),
+            "unheard, and not refused"
+        );
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.write_all(b"hello").unwrap();
+        drop(accepted);
+        drop(listener);
+        let mut said = Vec::new();
+        early
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        early.read_to_end(&mut said).unwrap();
+        assert_eq!(said, b"hello");
+    }
+}

@@ -371,3 +371,19 @@ fn an_address_that_both_families_say_is_there_once() {
     name.answered(Kind::V6, v4(&[2, 3], S)); // as ::ffff:10.0.0.2
     assert_eq!(name.current(), ips(&[1, 2, 3]));
 }
+
+#[test]
+fn addresses_that_were_good_before_serve_until_there_is_an_answer_and_on_when_there_is_none() {
+    let mut name = Name::new(Some(MINUTE), &BOTH);
+    let known = (&[ips(&[1, 2]), six()].concat()[..], name.now);
+    name.resolution = Resolution::remembering(name.resolution.bounds, &BOTH, known, name.now);
+    assert_eq!(name.current(), [ips(&[1, 2]), six()].concat());
+    assert_eq!(name.standing(), Standing::Unknown, "asked at once");
+    assert_eq!(name.next(), Duration::ZERO);
+    name.answered(Kind::V4, v4(&[3], MINUTE));
+    assert_eq!(name.current(), [ips(&[3]), six()].concat());
+    name.answered(Kind::V6, Answer::Failed);
+    assert_eq!(name.current(), [ips(&[3]), six()].concat());
+    name.now += MINUTE;
+    assert_eq!(name.current(), ips(&[3]), "six are as old as they were");
+}

@@ -24,6 +24,8 @@ pub mod roster;
 mod roster_tests;
 pub mod snapshot;
 pub mod state;
+#[cfg(test)]
+mod successor_tests;
 pub mod system;
 
 use std::net::{IpAddr, SocketAddr};

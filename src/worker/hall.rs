@@ -143,6 +143,17 @@ impl OpenGate {
     pub fn entrance(&self) -> Rc<Entrance> {
         self.entrance.borrow().clone()
     }
+
+    /// What a connection goes on with that came by `entrance` and has been silent since: routes and upstreams of now, if what was kept of its header
+    /// is what they want to know.
+    #[must_use]
+    pub fn entrance_since(&self, entrance: &Rc<Entrance>) -> Rc<Entrance> {
+        let now = self.entrance();
+        match now.tells == entrance.tells {
+            true => now,
+            false => entrance.clone(),
+        }
+    }
 }
 
 /// See the module.
