@@ -63,7 +63,7 @@ build: ## the binary, optimised: target/release/tollgate
 # X86_64=FILE and AARCH64=FILE take binaries that are there already.
 export X86_64 AARCH64
 package: tools ## .deb, .rpm, static binaries and an OCI image, for x86-64 and aarch64: target/package/; then installs, runs and removes them
-	@$(NEED) rpm:rpm dpkg-deb:dpkg man:man-db readelf:binutils skopeo:skopeo qemu-aarch64-static:qemu-user-static nginx:nginx-light curl:curl
+	@$(NEED) rpm:rpm dpkg-deb:dpkg man:man-db readelf:binutils objcopy:binutils skopeo:skopeo qemu-aarch64-static:qemu-user-static nginx:nginx-light curl:curl
 	sh deploy/package/tools.sh
 	sh deploy/package/all.sh
 	$(CARGO) test --locked --test package

@@ -60,10 +60,13 @@ pub(crate) fn exchange(
     length: Duration,
 ) -> io::Result<Outcome> {
     let over = AtomicBool::new(false);
+    // Before the clock starts: that of thousands of sockets takes longer than an answer.
+    let watched = |sockets| Readiness::of(sockets, EventFlags::IN);
+    let (asking, answers) = (watched(&ends.client)?, watched(&ends.origin)?);
     let began = Instant::now();
     let (latencies, bytes) = thread::scope(|scope| {
-        let answering = scope.spawn(|| answer(&ends.origin, size, &over));
-        let asked = ask(&ends.client, size, pace, began + length);
+        let answering = scope.spawn(|| answer(&ends.origin, &answers, size, &over));
+        let asked = ask(&ends.client, asking, size, pace, began + length);
         over.store(true, Ordering::Release);
         let answered = answering.join().expect("it does not panic");
         answered.and(asked)
@@ -180,6 +183,7 @@ impl Client<'_> {
 /// The client: how long each transaction took, and how many bytes they were.
 fn ask(
     sockets: &[TcpStream],
+    ready: Readiness,
     size: Size,
     pace: Pace,
     end: Instant,
@@ -187,7 +191,7 @@ fn ask(
     let now = Instant::now();
     let mut client = Client {
         sockets,
-        ready: Readiness::of(sockets, EventFlags::IN)?,
+        ready,
         ends: vec![End::new(now); sockets.len()],
         size,
         chance: Chance(0x2545_f491_4f6c_dd1d),
@@ -261,8 +265,12 @@ fn ask(
 }
 
 /// The origin.
-fn answer(sockets: &[TcpStream], size: Size, over: &AtomicBool) -> io::Result<()> {
-    let ready = Readiness::of(sockets, EventFlags::IN)?;
+fn answer(
+    sockets: &[TcpStream],
+    ready: &Readiness,
+    size: Size,
+    over: &AtomicBool,
+) -> io::Result<()> {
     let answer = vec![b'!'; LONGEST];
     let mut ends = vec![End::new(Instant::now()); sockets.len()];
     let (mut room, mut events) = (vec![0; LONGEST], Vec::with_capacity(sockets.len()));
@@ -270,7 +278,7 @@ fn answer(sockets: &[TcpStream], size: Size, over: &AtomicBool) -> io::Result<()
         for place in ready.wait(&mut events)? {
             let (end, socket) = (&mut ends[place], &sockets[place]);
             if end.to_send > 0 {
-                end.send(place, &ready, socket, &answer)?;
+                end.send(place, ready, socket, &answer)?;
             }
             let wanted = match size {
                 Size::Fixed(size) => size,
@@ -286,7 +294,7 @@ fn answer(sockets: &[TcpStream], size: Size, over: &AtomicBool) -> io::Result<()
             if end.to_get == 0 {
                 end.head.1 = 0;
                 end.to_send = wanted;
-                end.send(place, &ready, socket, &answer)?;
+                end.send(place, ready, socket, &answer)?;
             }
         }
     }

@@ -15,16 +15,27 @@ suite=trixie mirror=http://deb.debian.org/debian
 
 there() { [ -n "$(find "$(rustc --print target-libdir --target "$1")" -name 'libstd-*.rlib' 2>/dev/null)" ]; }
 
+# What a panic's lines are found by takes two thirds of the file: compressed, which the relay itself can read.
+out=target/static/tollgate-$arch
+finish() {
+    mkdir -p target/static
+    "$2"objcopy --compress-debug-sections=zlib "$1" "$out"
+    echo "$out"
+}
+
 say() { echo "static.sh: $*" >&2; }
 
 if [ "$arch" = "$here" ] || there "$target"; then
+    prefix=
     if [ "$arch" != "$here" ]; then
-        sh integration/need.sh "$arch-linux-gnu-gcc:gcc-$(echo "$arch" | tr _ -)-linux-gnu" >&2
+        prefix=$arch-linux-gnu-
+        case $arch in x86_64) libc=amd64 ;; *) libc=arm64 ;; esac
+        sh integration/need.sh "$arch-linux-gnu-gcc:gcc-$(echo "$arch" | tr _ -)-linux-gnu libc6-dev-$libc-cross" >&2
         upper=$(echo "$target" | tr a-z- A-Z_)
         export "CARGO_TARGET_${upper}_LINKER=$arch-linux-gnu-gcc" "CC_$(echo "$target" | tr - _)=$arch-linux-gnu-gcc"
     fi
     RUSTFLAGS=$flags $cargo build --locked --release --bin tollgate --target "$target" >&2
-    echo "target/$target/release/tollgate"
+    finish "target/$target/release/tollgate" "$prefix"
     exit
 fi
 
@@ -54,7 +65,10 @@ inside='
     mount -t proc proc "$1/proc"
     exec chroot "$1" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/tmp CARGO_HOME=/cargo CARGO_TARGET_DIR=/target RUSTFLAGS="$4" \
         CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
-        cargo build --manifest-path /src/Cargo.toml --offline --locked --release --bin tollgate --target "$3"'
+        sh -euc "cargo build --manifest-path /src/Cargo.toml --offline --locked --release --bin tollgate --target $3
+            aarch64-linux-gnu-objcopy --compress-debug-sections=zlib /target/$3/release/tollgate /target/tollgate"'
 mkdir -p "$root/cargo/registry"
 unshare --mount --net sh -euc "$inside" sh "$root" "${CARGO_HOME:-$HOME/.cargo}" "$target" "$flags" >&2
-echo "target/cross/out/$target/release/tollgate"
+mkdir -p target/static
+mv target/cross/out/tollgate "$out"
+echo "$out"

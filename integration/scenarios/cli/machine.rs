@@ -11,6 +11,7 @@ use crate::{
     harness::{
         origin::{Manner, Origin},
         relay::{Home, Said},
+        unit,
     },
     scenarios::world::{Hosts, ORIGIN, World, shipped_with},
 };
@@ -110,7 +111,10 @@ fn probe_tells_how_the_relay_is_that_runs() {
     let world = World::with("probe-running", Manner::Echo, start);
     let relay = &world.relay;
     let said = relay.tollgate(&PROBE);
-    assert_eq!(said.code, 0, "{}", said.out);
+    // One that has no more capabilities than the unit leaves is told what the sysctl file is for, where this machine's pipes are few.
+    let bounded = std::env::var_os(unit::ASKED).is_some()
+        && said.out.lines().any(|line| line.starts_with("pipes: "));
+    assert_eq!(said.code, i32::from(bounded), "{}", said.out);
     let asks = format!("relay: process {} asks for traffic", relay.id());
     finding(&said, &asks);
     assert!(
