@@ -203,3 +203,17 @@ fn limits_of_relay_and_listener_are_judged_alike() {
     let (_, said) = refused(&with_on_top("max_sessions = 5"));
     assert!(said.contains("it belongs under [limits]"), "{said}");
 }
+
+#[test]
+fn the_example_of_a_policy_is_valid() {
+    let operating = include_str!("../../../OPERATING.md");
+    let block = operating.split("```toml\n").nth(1).expect("an example");
+    let block = block.split("```").next().expect("its end");
+    let config = valid(&format!("{SHIPPED}\n{block}"));
+    assert_eq!(config.endpoints.entries.len(), 2);
+    assert_eq!(
+        operating.matches("```toml").count(),
+        1,
+        "each example is tried"
+    );
+}
