@@ -364,7 +364,7 @@ async fn relay(
     if let Some(within) = watchdog {
         spawn_local(pulse.tell(within));
     }
-    systemd::ready(&reloader.words());
+    systemd::ready(&reloader.words().unwrap_or_default());
     let scene = Scene {
         drain: &|| config_in_force.borrow().drain.clone(),
         census: &census,

@@ -41,6 +41,11 @@ pub fn reloading() {
     }
 }
 
+/// A reload is over, whatever came of it, and there is nothing else to be said.
+pub fn reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
 /// Every worker has turned lately.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);

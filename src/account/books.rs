@@ -166,11 +166,13 @@ impl Books {
     }
 
     /// From now on other endpoints have a name, and always an account of their own. There is room for as many accounts as before: where that is less
-    /// than what is asked for, says how many are missing.
-    pub fn set_limits(&self, limits: Limits) -> usize {
+    /// than what is asked for, those that nobody has named get by with fewer; says how many are missing even then.
+    pub fn set_limits(&self, mut limits: Limits) -> usize {
         let missing = limits.slots().saturating_sub(self.slots);
+        let given_up = missing.min(limits.max.saturating_sub(1));
+        limits.max -= given_up;
         self.lock().limits = limits;
-        missing
+        missing - given_up
     }
 
     /// Connections that were booked to `overflow` because the bound was reached.

@@ -86,16 +86,21 @@ impl Turnstile {
     /// # Errors
     /// What there is not enough of.
     pub fn enter(self: &Arc<Self>, now: Instant, entry: &Entry) -> Result<Entered, Full> {
-        let taken = self.places.take().ok_or(Full::Places)?;
+        if self.places.is_full() {
+            return Err(Full::Places);
+        }
+        // The place last: one that is given back wakes whoever waits for one, who would look again, and again, for as long as the rate is not earned.
         if let Some(rate) = entry.rate {
             let turn = self.arrivals.take(nanos(now), rate, 1);
             turn.map_err(|wait| Full::Rate(now + wait))?;
         }
-        Ok(Entered {
+        let mut entered = Entered {
             turnstile: self.clone(),
-            taken: Some(taken),
+            taken: None,
             rate: entry.rate,
-        })
+        };
+        entered.taken = Some(self.places.take().ok_or(Full::Places)?);
+        Ok(entered)
     }
 
     /// What there is not enough of for those in line.
@@ -166,6 +171,7 @@ impl Drop for Entered {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
     use std::num::NonZeroU64;
 
     use super::*;
@@ -180,6 +186,24 @@ mod tests {
             }),
             on_limit: OnLimit::Refuse,
         }
+    }
+
+    #[test]
+    fn who_waits_for_the_rate_looks_once_and_sleeps() {
+        let turnstile = Turnstile::at(Places::new(5));
+        let reactor = Reactor::new(None).unwrap();
+        let slow = || entry(Some((1, 1)));
+        let _first = turnstile.enter(Instant::now(), &slow()).unwrap();
+        let (changed, looks) = (Notify::new(), std::cell::Cell::new(0));
+        let mut turn = std::pin::pin!(turnstile.turn(&reactor, &changed, || {
+            looks.set(looks.get() + 1);
+            assert!(looks.get() < 10, "it wakes itself");
+            Ok::<_, ()>(slow())
+        }));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(turn.as_mut().poll(&mut context).is_pending());
+        assert!(turn.as_mut().poll(&mut context).is_pending());
+        assert_eq!(looks.get(), 1);
     }
 
     #[test]

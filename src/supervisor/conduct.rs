@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::SupervisorError;
 use super::reload::Reloader;
 use super::workers::Said;
-use crate::config::Drain;
+use crate::config::{Drain, duration_text};
 use crate::drain::{Ending, Moment, Phase, SILENT, Signal, Stand};
 use crate::orders::{Answer, Declined, DeclinedKind, Given, Order};
 use crate::systemd::{self, Reporter};
@@ -100,12 +100,14 @@ impl Scene<'_> {
         } = (self.census)();
         let now = Instant::now();
         let next_in = stand.next.map(|at| at.saturating_duration_since(now));
+        let next_in = next_in
+            .map(|left| duration_text(Duration::from_secs(left.as_secs_f64().round() as u64)));
         self.stand.send_replace(stand);
         info!(
             phase = stand.phase.name(),
             ends = stand.ends,
             sessions,
-            ?next_in,
+            next_in,
             "drain"
         );
         reporter.moved(&stand, stand.words(sessions, listeners), now);
@@ -170,7 +172,10 @@ async fn reload_when_told(
     while let Some(answer) = wanted.recv().await {
         systemd::reloading();
         let reloaded = reloader.reload().await;
-        systemd::ready(&reloader.words());
+        match reloader.words() {
+            Some(words) => systemd::ready(&words),
+            None => systemd::reloaded(), // what it says of the drain stays
+        }
         // Whoever asked may have gone.
         let _ = answer.send(reloaded);
     }

@@ -26,7 +26,7 @@ use crate::account::ledger::Ledger;
 use crate::activation::Passed;
 use crate::admin::{Configured, Reloaded, Reloads};
 use crate::config::{self, Change, Config, ErrorKind};
-use crate::drain::Stand;
+use crate::drain::{Phase, Stand};
 use crate::orders::{Answer, Declined, DeclinedKind};
 use crate::policy::Policy;
 use crate::telemetry::Levels;
@@ -97,10 +97,11 @@ impl Reloader {
         reloaded.map(|(_, answer)| answer)
     }
 
-    /// What systemd is told of the process while it serves.
-    pub(super) fn words(&self) -> String {
+    /// What systemd is told of the process while it serves; `None`: it drains, which others tell.
+    pub(super) fn words(&self) -> Option<String> {
         let stand = self.stand.borrow();
-        stand.words(0, self.config.listeners.len())
+        let serves = stand.phase == Phase::Serving;
+        serves.then(|| stand.words(0, self.config.listeners.len()))
     }
 
     async fn try_to_reload(&mut self) -> Result<(Reloaded, Value), Declined> {

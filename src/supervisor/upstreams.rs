@@ -1,6 +1,7 @@
 //! The upstreams of the configuration in force, with the tasks that keep them: one that stays as it was is left alone, one that changed goes
 //! on with what is known, one that is gone has no tasks any more.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -197,6 +198,16 @@ impl Upstreams {
                 family,
                 _tasks: tasks,
             });
+        }
+        // Those that are gone with their names: their sessions leave addresses that no other upstream has, as the workers tell them.
+        let in_use: HashSet<SocketAddr> = self
+            .running
+            .iter()
+            .flat_map(|running| running.upstream.standing().members)
+            .map(|(member, _)| member.address.at)
+            .collect();
+        for gone in &before {
+            gone.upstream.leave(&in_use);
         }
         New(new)
     }

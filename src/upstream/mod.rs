@@ -28,6 +28,7 @@ pub mod state;
 mod successor_tests;
 pub mod system;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -252,6 +253,15 @@ impl Upstream {
             (self.attention.clone(), counted),
             shown,
         )
+    }
+
+    /// It is in no configuration any more: as far as its sessions are concerned its addresses have left, but for those that others have.
+    pub fn leave(&self, in_use: &HashSet<SocketAddr>) {
+        let known = self.known();
+        let addresses = known.roster.members().iter().map(|member| &member.address);
+        addresses
+            .filter(|address| !in_use.contains(&address.at))
+            .for_each(|address| address.set_present(false));
     }
 
     /// What it knows of a target, which may be another upstream's.

@@ -32,7 +32,7 @@ use crate::places::Places;
 use crate::policy::Policy;
 use crate::policy::admission::InForce;
 use crate::reactor::{Reactor, Watched};
-use crate::relay::engine::Engine;
+use crate::relay::engine::{Engine, Review};
 use crate::route::Routes;
 use crate::session::{Entrance, Way};
 use crate::spread::Spread;
@@ -339,6 +339,12 @@ impl Hall {
         for kept in &set.ways {
             self.begin(kept);
         }
+        for kept in &self.in_force.borrow().ways {
+            let stays = |way: &Rc<Kept>| way.upstream.id == kept.upstream.id;
+            if !set.ways.iter().any(stays) {
+                self.leave(&kept.dialer);
+            }
+        }
         self.gear.engine.borrow_mut().close_with(config.drain.close);
         for (gate, listeners) in new {
             for listener in listeners {
@@ -387,6 +393,16 @@ impl Hall {
             upstream: upstream.clone(),
             tasks: RefCell::default(),
         })
+    }
+
+    /// An upstream is gone, and with it its addresses: its sessions are told once, because nobody looks after them any more.
+    fn leave(&self, dialer: &Dialer) {
+        let snapshot = dialer.upstream().snapshot();
+        let chance = || dialer.chance();
+        let review = Review::new(dialer.upstream(), &snapshot, &chance);
+        let mut engine = self.gear.engine.borrow_mut();
+        engine.begin(Instant::now());
+        engine.review(&review);
     }
 
     /// Starts a dialer's tasks, if they do not run already.

@@ -32,6 +32,10 @@ pub(super) fn tests() -> Vec<Trial> {
             systemd_hears_how_a_stop_goes_on_and_gives_it_time,
         ),
         claim(
+            "systemd_hears_when_a_reload_begins_and_when_it_is_over_whatever_came_of_it",
+            systemd_hears_when_a_reload_begins_and_when_it_is_over_whatever_came_of_it,
+        ),
+        claim(
             "systemd_hears_of_a_drain_that_ends_nothing",
             systemd_hears_of_a_drain_that_ends_nothing,
         ),
@@ -228,6 +232,28 @@ fn systemd_hears_of_a_drain_that_ends_nothing() {
     for key in ["STOPPING", "EXTEND_TIMEOUT_USEC", "READY"] {
         let told = messages.iter().any(|message| message.value(key).is_some());
         assert!(!told, "{key}: it goes on as it was: {messages:#?}");
+    }
+    drop(agents);
+    world.assert_at_rest();
+}
+
+fn systemd_hears_when_a_reload_begins_and_when_it_is_over_whatever_came_of_it() {
+    let notify = Notify::new();
+    let world = World::with("reload-told", Manner::Echo, told(shipped(), &notify));
+    let agents = open(&world, 3);
+    let right = std::fs::read_to_string(world.relay.home().config()).expect("it runs with it");
+    for config in ["nonsense = 1", &right] {
+        let before = notify.messages().len();
+        world.relay.rewrite_config(config);
+        world.relay.signal(Signal::HUP);
+        notify.wait("READY after RELOADING", before, |message| {
+            message.value("READY") == Some("1")
+        });
+        let messages = &notify.messages()[before..];
+        let begun = messages.iter().position(|message| {
+            message.value("RELOADING") == Some("1") && message.value("MONOTONIC_USEC").is_some()
+        });
+        assert_eq!(begun, Some(0), "{messages:#?}");
     }
     drop(agents);
     world.assert_at_rest();

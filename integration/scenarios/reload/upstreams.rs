@@ -25,6 +25,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         claim("sessions_stay_on_an_upstream_that_is_gone", upstream_gone),
         claim(
+            "sessions_leave_an_upstream_that_is_gone_where_on_vanish_says_so",
+            upstream_vanished,
+        ),
+        claim(
             "upstream_that_does_not_change_is_not_looked_up_anew",
             not_looked_up_anew,
         ),
@@ -99,6 +103,38 @@ fn upstream_gone() {
     assert_eq!(world.relay.metric("tollgate_bytes_total", &labels), 301_000);
     world.apply(&both);
     world.exchange(8444);
+    world.assert_at_rest();
+}
+
+fn upstream_vanished() {
+    let listeners = |second: &'static str| [INGEST, ("logs", "0.0.0.0:8444", second)];
+    let closing = |text: String| {
+        let name = "name = \"log-store\"\n";
+        text.replace(
+            name,
+            &format!("{name}on_vanish = \"close\"\nvanish_spread = \"0s\"\n"),
+        )
+    };
+    let both = closing(config(
+        &listeners("log-store"),
+        &[("cp", FIRST), ("log-store", SECOND)],
+        "",
+    ));
+    let world = Reloading::new("upstream-vanished", &both);
+    let stays = world.open(8443, ENDPOINT);
+    let left = world.open(8444, ENDPOINT);
+    // Another name for the same place is no reason to leave it.
+    let renamed = config(&listeners("logs"), &[("cp", FIRST), ("logs", SECOND)], "");
+    world.apply(&renamed);
+    world.goes_on(left);
+    world.apply(&both);
+    let _closed = world.open(8444, ENDPOINT);
+    world.apply(&config(&[INGEST], &[("cp", FIRST)], ""));
+    let labels = [("upstream", "log-store"), ("reason", "vanished")];
+    world
+        .relay
+        .wait_metric("tollgate_connections_closed_total", &labels, 1);
+    world.goes_on(stays);
     world.assert_at_rest();
 }
 
