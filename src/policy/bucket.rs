@@ -66,8 +66,10 @@ fn clamped(nanos: u128) -> Nanos {
 pub struct Bucket {
     /// When all that was taken is earned.
     earned: AtomicU64,
-    /// The rate by which `earned` was reckoned; 0: none yet.
-    rate: AtomicU64,
+    /// How far a burst reached when `earned` was reckoned; 0: never.
+    room: AtomicU64,
+    /// The rate that those in the queue were last moved to, a second; 0: none.
+    queued_by: AtomicU64,
 }
 
 impl Bucket {
@@ -76,7 +78,7 @@ impl Bucket {
     /// # Errors
     /// How long until there would be as many, if nobody else took any. Of more than the burst there never are enough.
     pub fn take(&self, now: Nanos, rate: Rate, n: u64) -> Result<(), Duration> {
-        self.reckon_by(now, rate.per_second);
+        self.reckon_by(now, rate);
         let (cost, room) = (rate.cost(n), rate.room());
         let after = |earned: Nanos| earned.max(now).saturating_add(cost);
         let fits = |earned| Some(after(earned)).filter(|after| after - now <= room);
@@ -90,7 +92,7 @@ impl Bucket {
     /// a wait.
     #[must_use]
     pub fn reserve(&self, now: Nanos, rate: Rate, n: u64) -> Nanos {
-        self.reckon_by(now, rate.per_second);
+        self.reckon_by(now, rate);
         let cost = rate.cost(n);
         let after = |earned: Nanos| earned.max(now).saturating_add(cost);
         let before = self
@@ -102,7 +104,7 @@ impl Bucket {
 
     /// `n` that were taken or reserved are not used. Whoever has a reservation keeps its time.
     pub fn give_back(&self, now: Nanos, rate: Rate, n: u64) {
-        self.reckon_by(now, rate.per_second);
+        self.reckon_by(now, rate);
         let time = rate.earns(n);
         let back = |earned: Nanos| Some(earned.saturating_sub(time));
         let _ = self.earned.fetch_update(ORDER, ORDER, back);
@@ -114,25 +116,57 @@ impl Bucket {
         self.earned.load(ORDER) <= now
     }
 
-    /// Where the rate is another one, what is owed stays as much in units, and takes another time. Two who come with different rates at
-    /// once (a reload that has reached one worker) each reckon it over by theirs.
-    fn reckon_by(&self, now: Nanos, rate: NonZeroU64) {
-        let before = self.rate.load(ORDER);
-        if before == rate.get() {
+    /// Those who wait for reservations are about to go from one rate to another, each giving its own back ([`Self::moved_by`]) and making a new
+    /// one. At a faster rate, who comes first must not wait until the others would have had their turns at the slow one: what is reserved takes
+    /// its time at the new rate from then on. The first to say so does it for all.
+    pub fn move_queue(&self, now: Nanos, from: Option<Rate>, to: Option<Rate>) {
+        let per_second = |rate: Option<Rate>| rate.map_or(0, |rate| rate.per_second.get());
+        let before = self.queued_by.swap(per_second(to), ORDER);
+        let (Some(from), Some(to)) = (from, to) else {
+            return;
+        };
+        if before == per_second(Some(to)) || from.per_second >= to.per_second {
             return;
         }
-        let changed = self
-            .rate
-            .compare_exchange(before, rate.get(), ORDER, ORDER)
-            .is_ok();
-        if changed && before != 0 {
+        self.reckon_by(now, from);
+        let (room, then) = (from.room(), to.room());
+        let _ = self.earned.fetch_update(ORDER, ORDER, |earned| {
+            let queue = earned.checked_sub(now)?.checked_sub(room)?;
+            let queue = scaled(queue, from.per_second.get(), to.per_second.get());
+            let queue = scaled(queue, room, then); // which reckoning it over takes back
+            Some(now.saturating_add(room).saturating_add(queue))
+        });
+        self.reckon_by(now, to);
+    }
+
+    /// By what to give back a reservation that was made at one rate, after the queue moved to another.
+    #[must_use]
+    pub fn moved_by(from: Rate, to: Option<Rate>) -> Rate {
+        to.filter(|to| to.per_second > from.per_second)
+            .unwrap_or(from)
+    }
+
+    /// Where a burst reaches further, or less far, than it did, what is owed does so too: who has used half of one has used half of the
+    /// other, so nobody pays at a low rate what a high one lent, and an empty bucket stays empty. Two who come with different rates at once
+    /// (a reload that has reached one worker) each reckon it over by theirs, and lose nothing by it.
+    fn reckon_by(&self, now: Nanos, rate: Rate) {
+        let (before, room) = (self.room.load(ORDER), rate.room());
+        if before == room {
+            return;
+        }
+        let changed = self.room.compare_exchange(before, room, ORDER, ORDER);
+        if changed.is_ok() && before != 0 {
             let _ = self.earned.fetch_update(ORDER, ORDER, |earned| {
-                let owed = u128::from(earned.checked_sub(now)?) * u128::from(before);
-                let owed = clamped(owed.div_ceil(u128::from(rate.get())));
+                let owed = scaled(earned.checked_sub(now)?, room, before);
                 Some(now.saturating_add(owed))
             });
         }
     }
+}
+
+/// A time by so much and through so much, rounded so that nobody gains by it.
+fn scaled(time: Nanos, by: u64, through: u64) -> Nanos {
+    clamped((u128::from(time) * u128::from(by)).div_ceil(u128::from(through)))
 }
 
 #[cfg(test)]
@@ -202,14 +236,49 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_at_one_rate_is_as_long_in_units_at_another() {
-        let (bucket, slow, fast) = (Bucket::default(), rate(1, 1), rate(1000, 1));
+    fn what_a_high_rate_lent_is_not_paid_at_a_low_one() {
+        let (bucket, fast, slow) = (
+            Bucket::default(),
+            rate(100 << 20, 10 << 20),
+            rate(1 << 20, 1 << 17),
+        );
+        assert_eq!(bucket.take(S, fast, 10 << 20), Ok(()));
+        assert_eq!(bucket.reserve(S, fast, 1 << 20), S + S / 100);
+        let start = bucket.reserve(S, slow, 1 << 17);
+        assert!(start <= S + S * 15 / 100, "{} ns", start - S);
+        assert!(bucket.take(S, fast, 1).is_err(), "nothing is won by it");
+    }
+
+    #[test]
+    fn an_empty_bucket_stays_empty_at_any_rate_and_is_not_emptier() {
+        let bucket = Bucket::default();
+        assert_eq!(bucket.take(S, rate(1000, 1000), 1000), Ok(()));
+        for (per_second, burst) in [(10, 10), (10, 5), (1, 1000), (1_000_000, 1000)] {
+            let wait = bucket.take(S, rate(per_second, burst), 1).unwrap_err();
+            let one = Duration::from_nanos(S / per_second);
+            assert!(
+                wait >= one && wait <= one + Duration::from_micros(2),
+                "{wait:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_queue_that_moves_to_a_faster_rate_takes_as_long_as_it_takes_there() {
+        let (bucket, slow, fast) = (Bucket::default(), rate(10, 1), rate(1000, 100));
         for _ in 0..201 {
             let _ = bucket.reserve(S, slow, 1);
         }
-        assert_eq!(bucket.take(S, slow, 1), Err(Duration::from_secs(201)));
-        assert_eq!(bucket.take(S, fast, 1), Err(Duration::from_millis(201)));
-        assert_eq!(bucket.take(S, slow, 1), Err(Duration::from_secs(201)));
+        for _ in 0..200 {
+            bucket.move_queue(S, Some(slow), Some(fast)); // once for all
+        }
+        let start = bucket.reserve(S, fast, 1);
+        assert!((S + S / 5..S + S / 4).contains(&start), "{} ns", start - S);
+        for _ in 0..200 {
+            bucket.give_back(S, Bucket::moved_by(slow, Some(fast)), 1);
+        }
+        let wait = bucket.take(S, fast, 1).unwrap_err();
+        assert!(wait <= Duration::from_millis(3), "{wait:?}");
     }
 
     #[test]
@@ -282,22 +351,19 @@ mod tests {
         }
 
         #[test]
-        fn changing_the_rate_neither_makes_nor_loses_units(
-            rates in prop::collection::vec(1_u64..1_000_000, 1..20),
-            owed in 1_u64..100_000,
+        fn however_often_the_rate_changes_what_is_free_of_a_burst_stays_the_same_part_of_it(
+            rates in prop::collection::vec((1_u64..1_000_000, 1_u64..1_000), 1..20),
+            used in 1_u64..=1000,
         ) {
-            let first = rate(rates[0], 1);
+            let first = rate(1000, 1000);
             let bucket = Bucket::default();
-            let _ = bucket.reserve(S, first, owed);
-            let mut wait = Duration::ZERO;
-            let mut last = first;
-            for per_second in rates {
-                last = rate(per_second, 1);
-                wait = bucket.take(S, last, 1).err().unwrap_or_default();
+            prop_assert!(bucket.take(S, first, used).is_ok());
+            for (per_second, burst) in rates {
+                let _ = bucket.take(S, rate(per_second, burst), u64::MAX);
             }
-            let units = wait.as_secs_f64() * last.per_second.get() as f64;
-            let slack = 1e-6 * owed as f64 + 0.1;
-            prop_assert!((units - owed as f64).abs() <= slack, "{units} of {owed}");
+            let free = 1000 - used;
+            prop_assert!(bucket.take(S, first, free + 1).is_err(), "nothing is won");
+            prop_assert!(bucket.take(S + S / 1000, first, free.max(1)).is_ok(), "nothing is lost");
         }
     }
 

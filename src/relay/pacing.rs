@@ -93,6 +93,19 @@ impl Pacer {
         }
     }
 
+    /// What a direction has reserved is free again, because the session goes by `next` from now on, or by none.
+    pub(super) fn move_to(&mut self, next: Option<&Pace>, direction: Direction, now: Nanos) {
+        let Some((bucket, from)) = self.pace.of(direction) else {
+            return;
+        };
+        let next = next.filter(|next| Arc::ptr_eq(&next.buckets, &self.pace.buckets));
+        let to = next.and_then(|next| next.of(direction)).map(|(_, to)| to);
+        bucket.move_queue(now, Some(from), to);
+        if let Some(reserved) = self.reserved[direction as usize].take() {
+            bucket.give_back(now, Bucket::moved_by(from, to), reserved.bytes);
+        }
+    }
+
     /// What the kernel should send to the sink of a direction in a second at most: told once, when the direction waits for the first time.
     /// A quarter above the limit, because the kernel is to smooth and the bucket to count.
     pub(super) fn tells(&mut self, direction: Direction) -> Option<u64> {
@@ -339,6 +352,88 @@ mod tests {
         assert_eq!(one.next(), None);
         read(&mut other, S, &mut { MUCH });
         assert!(other.next().unwrap().abs_diff(first) < 1000);
+    }
+
+    /// Sessions that use all of `from`, then all at once go by `to`: how long each waits for its first bytes, in milliseconds.
+    fn silences(sessions: usize, from: u64, to: u64) -> Vec<u64> {
+        let before = pace(from);
+        let after = Pace {
+            rates: [NonZeroU64::new(to), None],
+            ..before.clone()
+        };
+        let mut all: Vec<_> = (0..sessions).map(|_| Pacer::new(before.clone())).collect();
+        for one in &mut all {
+            read(one, S, &mut { MUCH });
+        }
+        for one in &mut all {
+            one.move_to(Some(&after), UP, S);
+            *one = Pacer::new(after.clone());
+            read(one, S, &mut { MUCH });
+        }
+        let silence = |one: &Pacer| (one.next().unwrap() - S).div_ceil(S / 1000);
+        all.iter().map(silence).collect()
+    }
+
+    #[test]
+    fn after_a_change_of_the_rate_nobody_waits_longer_than_for_the_turns_of_those_before() {
+        const KIB: u64 = 1024;
+        const MIB: u64 = 1024 * KIB;
+        for (sessions, from, to) in [
+            (1, 8 * MIB, 20 * KIB),
+            (1, 20 * MIB, 100 * KIB),
+            (5, 100 * MIB, MIB),
+            (20, 50 * MIB, 512 * KIB),
+            (1, 50 * MIB, 256 * KIB),
+            (200, 20 * KIB, 8 * MIB),
+            (200, MIB, 100 * MIB),
+            (200, 100 * MIB, MIB),
+        ] {
+            let turn = grant(NonZeroU64::new(to).unwrap()) * 1000 / to + 1;
+            for (index, silence) in silences(sessions, from, to).into_iter().enumerate() {
+                let most = turn * (sessions as u64 + 1) + 1;
+                assert!(
+                    silence <= most,
+                    "{index} of {sessions}, {from} to {to}: {silence} ms"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn over_a_change_of_the_rate_no_more_goes_than_by_the_faster_and_one_burst() {
+        for (from, to) in [
+            (1_000_000, 50_000_000),
+            (50_000_000, 1_000_000),
+            (5_000, 1_000_000),
+        ] {
+            let before = pace(from);
+            let after = Pace {
+                rates: [NonZeroU64::new(to), None],
+                ..before.clone()
+            };
+            let mut all: Vec<_> = (0..100).map(|_| Pacer::new(before.clone())).collect();
+            let (mut early, mut late) = (0, 0);
+            for (step, now) in (S..3 * S).step_by(1_000_000).enumerate() {
+                for (index, one) in all.iter_mut().enumerate() {
+                    // The news reaches one session after the other, and half of them (another worker's) in the opposite order.
+                    let turn = if index % 2 == 0 { index } else { 100 - index };
+                    if step == 1000 + turn {
+                        one.move_to(Some(&after), UP, now);
+                        *one = Pacer::new(after.clone());
+                    }
+                    let got = read(one, now, &mut { MUCH });
+                    match step {
+                        0..1000 => early += got,
+                        1000..1100 => {}
+                        _ => late += got,
+                    }
+                }
+            }
+            let grants = 2 * grant(NonZeroU64::new(from.max(to)).unwrap());
+            assert!(early <= from * 11 / 10 + grants, "{early} at {from}");
+            assert!(late <= to * 9 / 10 + to / 10 + grants, "{late} at {to}");
+            assert!(late >= to * 8 / 10, "{late} at {to}");
+        }
     }
 
     #[test]

@@ -221,16 +221,22 @@ impl Session {
             return false; // who waits keeps its place
         }
         let mut before = self.pacer.take();
-        self.pacer = pace.map(|pace| Box::new(Pacer::new(pace)));
         for side in Side::ALL {
             let direction = side.outgoing();
-            self.half(direction).let_go();
             let Some(before) = &mut before else { continue };
-            before.release(direction, now);
+            before.move_to(pace.as_ref(), direction, now);
             if before.was_told(direction) {
                 // It fails on no kernel that took the first; a session that waits again is told of the new one then.
                 let _ = limit_pacing(&self.sockets[side.other() as usize], None);
             }
+        }
+        self.pacer = pace.map(|pace| Box::new(Pacer::new(pace)));
+        // Who waited asks again, by the new pace: a read when it is driven, what was read behind the header here.
+        let first = self.half(Side::Client.outgoing());
+        let first = first.is_held_up() && first.held() > 0;
+        self.halves.iter_mut().for_each(Half::let_go);
+        if first {
+            self.begin(now);
         }
         true
     }
