@@ -132,11 +132,12 @@ async fn it_books_by_itself_every_interval() {
     };
     let ledger = Ledger::start(settings, books.clone(), Vec::new(), no_head()).unwrap();
     session(&books, "vpce-1", 100);
-    while total(&ledger).await.2 < 100 {
+    // What is booked can be read a moment before the ledger says so.
+    while total(&ledger).await.2 < 100 || ledger.status().bookings == 0 {
         tokio::task::yield_now().await;
     }
     let status = ledger.status();
-    assert!(status.bookings > 0 && status.booked.is_some() && status.failing.is_none());
+    assert!(status.booked.is_some() && status.failing.is_none());
 }
 
 #[tokio::test]
