@@ -180,7 +180,14 @@ fn upstream_header_is_as_long_as_it_may_be_and_no_longer() {
         // It is refused once it is whole, which the write may hear of already: it sends in pieces.
         match agent.preface(&[&above]).await {
             Ok(()) => assert_eq!(agent.read_to_end().await.unwrap(), (vec![], End::Reset)),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+            // Whatever the agent was about to do when the reset came.
+            Err(error) => assert!(
+                matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionReset | ErrorKind::NotConnected | ErrorKind::BrokenPipe
+                ),
+                "{error}"
+            ),
         }
     });
     let errors = [("error", "too_long")];
