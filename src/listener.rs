@@ -122,7 +122,7 @@ pub async fn accept_loop(listener: Rc<Watched>, gate: Rc<OpenGate>, sessions: Ta
             } => descriptors,
             () = gate.close.cancelled(), if last.is_none() => {
                 // One that was passed to us stays open elsewhere: who comes later waits there.
-                match gate.removed.get() && !gate.passed {
+                match gate.removed.get().is_some() && !gate.passed {
                     true => last = Some(turn_away(&listener)),
                     false => break,
                 }

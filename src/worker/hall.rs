@@ -12,7 +12,7 @@ use std::net::TcpListener as StdListener;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::yield_now;
@@ -40,6 +40,9 @@ use crate::telemetry::LogLimiter;
 use crate::upstream::Upstream;
 use crate::upstream::connect::Dialer;
 use crate::waiting_room::WaitingRoom;
+
+/// How long a gate that was removed is known: it takes what waits there for a while, and another worker may pass that on.
+const UNDER_WAY: Duration = Duration::from_secs(30);
 
 /// Sessions that are looked at in one turn when rules have changed: so few that nobody waits for it.
 const REJUDGED: usize = 64;
@@ -134,7 +137,7 @@ pub struct OpenGate {
     /// It is to be closed: ends the accept loop.
     pub close: CancellationToken,
     /// The address is listened on no longer, though the process goes on.
-    pub removed: Cell<bool>,
+    pub removed: Cell<Option<Instant>>,
 }
 
 impl OpenGate {
@@ -164,7 +167,7 @@ pub struct Hall {
     accepting: TaskTracker,
     sessions: TaskTracker,
     stop: CancellationToken,
-    /// By their numbers. Those that were removed stay until the next time: another worker may have accepted a connection there that is on its way here.
+    /// By their numbers. Those that were removed stay for a while: another worker may have accepted a connection there that is on its way here.
     gates: RefCell<HashMap<u64, Rc<OpenGate>>>,
     in_force: RefCell<Set>,
     next: RefCell<Option<Prepared>>,
@@ -258,7 +261,8 @@ impl Hall {
     pub(super) fn prepare(&self, share: Share) -> io::Result<()> {
         self.forget();
         let mut gates = self.gates.borrow_mut();
-        gates.retain(|_, gate| !gate.removed.get());
+        let lately = |gate: &OpenGate| gate.removed.get().is_none_or(|at| at.elapsed() < UNDER_WAY);
+        gates.retain(|_, gate| lately(gate));
         let mut set = Set {
             ways: share
                 .upstreams
@@ -295,7 +299,7 @@ impl Hall {
                     listeners: listeners.iter().map(Rc::downgrade).collect(),
                     passed,
                     close: self.stop.child_token(),
-                    removed: Cell::new(false),
+                    removed: Cell::new(None),
                 });
                 new.push((gate, listeners));
             }
@@ -328,7 +332,8 @@ impl Hall {
         for gate in gates.values() {
             let place = set.gates.iter().find(|(id, _)| *id == gate.id);
             let Some((_, place)) = place else {
-                gate.removed.set(true);
+                gate.removed
+                    .set(gate.removed.get().or(Some(Instant::now())));
                 gate.close.cancel();
                 continue;
             };

