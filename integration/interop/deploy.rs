@@ -53,7 +53,7 @@ fn with_everything(start: Start) -> Start {
     let routes = "trusted_peers = [\"10.20.0.0/16\"]\nroutes = [{ network = \"172.31.0.0/16\", upstream = \"control-plane\" }]\n";
     let upstream = "name = \"control-plane\"\n";
     // Booked soon, because there are metrics of that, too.
-    let names = "[ledger]\ninterval = \"200ms\"\n[endpoint.\"*\"]\nname = \"whoever\"\naccount = \"210987654321\"\n";
+    let names = "[ledger]\ninterval = \"200ms\"\n[endpoint.\"*\"]\nname = \"whoever\"\naccount = \"210987654321\"\nmax_sessions = 100000\n";
     start
         .replace(listener, routes)
         .replace(
